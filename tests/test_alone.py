@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +19,8 @@ from megamoe.commands import main as cli
 from megamoe.commands import reduce_after, work
 from megamoe.judge import Place, Verdict, of_findings
 from megamoe.judge.judgements import of_rows
-from megamoe.reduce import before
-from megamoe.suite import alone, next_command
+from megamoe.reduce import before, suspects
+from megamoe.suite import alone, earlier, next_command
 from tests.helpers import command
 from tests.helpers.golden import make_golden
 
@@ -116,13 +118,53 @@ def megamoe(root: Any, verb: str, kernel: str, *arguments: str) -> Any:
     return command.megamoe(verb, *arguments, "--backend", backend, "--golden", str(root))
 
 
-def test_a_red_that_passes_alone_is_said_to(root: Any) -> None:
-    ran = megamoe(root, "check", "Keeps", "--case", "t3,t5,t4", "--in-order")
+def turns_of(file: Any) -> dict[str, Any]:
+    """When each case of a report ran."""
+    return {
+        case["id"]: earlier.turn_of(case) for case in json.loads(Path(file).read_text())["cases"]
+    }
+
+
+def test_a_red_that_passes_alone_is_said_to(root: Any, tmp_path: Any) -> None:
+    file = tmp_path / "r.json"
+    names = ("--case", "t3,t5,t4", "--in-order", "--json", str(file))
+    ran = megamoe(root, "check", "Keeps", *names)
     assert ran.returncode == 1, ran.stdout + ran.stderr
     assert "RED: 1 of 3 judged cases did not pass" in ran.stdout
     line = "forward/t5 passes alone, in a fresh process: something outlives a call ("
     assert f"\n{line}" in ran.stdout
-    assert "\nnext: megamoe reduce forward/t5 --after --backend " in ran.stdout
+    assert "\nforward/t5 ran in worker process 1, after 1 case: forward/t3\n" in ran.stdout
+    assert "\nnext: megamoe reduce forward/t5 --after --first forward/t3 --backend " in ran.stdout
+    assert turns_of(file) == {
+        "forward/t3": (1, 1, 1),
+        "forward/t5": (1, 2, 2),
+        "forward/t4": (1, 3, 3),
+    }
+
+
+@pytest.mark.parametrize(
+    ("turn", "names", "line"),
+    [
+        ((2, [1, 9]), [], "worker process 2, as its first case"),
+        ((2, [3, 4]), ["begins", "long"], "worker process 2, after 2 cases: begins, long"),
+        ((2, [12, 12]), ["begins", "long", "last", "amid"],
+         "worker process 2, after 4 cases, the last of them long, last, amid"),
+        ((4, [1, 1]), [], "worker process 4, as its first case"),
+        ((0, [0, 0]), [], ""),
+        ((None, "12"), [], ""),
+    ],
+)  # fmt: skip
+def test_what_ran_before_a_case_are_those_of_its_process_that_began_before_its_last_call(
+    turn: tuple[Any, Any], names: list[str], line: str
+) -> None:
+    turns = {"begins": (2, [2, 2]), "last": (2, [10, 10]), "amid": (2, [11, 13]),
+             "elsewhere": (1, [1, 1]), "long": (2, [3, 20]), "uncalled": (None, None)}  # fmt: skip
+    cases = [{"id": name, "process": p, "calls": c} for name, (p, c) in turns.items()]
+    case = {"id": "this", "process": turn[0], "calls": turn[1]}
+    if turn[1] == [1, 9]:
+        cases = cases[1:3]
+    assert earlier.earlier(case, [*cases, case]) == names
+    assert earlier.line_of(case, [*cases, case]) == line
 
 
 def test_the_calls_of_a_law_of_modes_are_the_first_of_a_process_and_the_last(tmp_path: Any) -> None:
@@ -130,9 +172,13 @@ def test_the_calls_of_a_law_of_modes_are_the_first_of_a_process_and_the_last(tmp
     would be red by it."""
     root = make_golden(tmp_path, CASES + LAW)
     (root / "k.py").write_text(KERNEL)
-    ran = megamoe(root, "check", "KeepsMemory", "--case", "t5,modes,t3,t4", "--in-order")
+    file = str(tmp_path / "r.json")
+    names = ("--case", "t5,modes,t3,t4", "--in-order", "--json", file)
+    ran = megamoe(root, "check", "KeepsMemory", *names)
+    modes = {"property/modes": (1, 2, 2), "forward/t3": (1, 3, 3)}
+    assert modes.items() <= turns_of(file).items(), "no call of a mode is one of this process"
     assert "RED: 1 of 4 judged cases did not pass" in ran.stdout, ran.stdout + ran.stderr
-    assert "RuntimeError: under no grad, under grad mode, under no mode after these: " in ran.stdout
+    assert "RuntimeError: under no mode after inference mode: RuntimeError: Inplace" in ran.stdout
     line = next(n for n, x in enumerate(KERNEL.splitlines(), 1) if "self.rows.zero_()" in x)
     mend = (
         f"\nnext: mend what raises at k.py, line {line}, in forward, then: megamoe check --backend"
@@ -248,20 +294,20 @@ def test_the_first_to_be_tried_are_as_large_and_of_the_same_sizes() -> None:
     every = {case.id: case for case in load_cases()}
     case = every["forward/many-rows-masked-slots-and-an-empty-expert"]
     others = [one for one in every.values() if one.kind in ("forward", "property")]
-    first = before.likely(case, others, {})
-    assert len(first) == before.LIKELY
+    first = suspects.likely(case, others, {})
+    assert len(first) == suspects.LIKELY
     assert every["property/padding-rows-broken-with-masked-and-skewed-slots"] in first
-    assert all(before._values(one) >= before._values(case) for one in first[:8])
+    assert all(suspects._values(one) >= suspects._values(case) for one in first[:8])
 
 
 def test_the_cases_just_before_it_in_a_run_are_tried_early() -> None:
     """In a run of them, these ran next to it; the cases of one kind keep their order."""
     some = [one for one in load_cases() if one.kind == "forward"][:30]
     order = shards.small_first(some, {})
-    before_it = order[19 - before.NEAREST : 19]
+    before_it = order[19 - suspects.NEAREST : 19]
     others = [one for one in some if one.id != order[19].id]
-    assert before.nearest(order[19], others, {}) == before_it[::-1]
-    assert before.nearest(order[0], order[1:], {}) == []
+    assert suspects.nearest(order[19], others, {}) == before_it[::-1]
+    assert suspects.nearest(order[0], order[1:], {}) == []
 
 
 def test_after_needs_a_case_that_passes_alone_and_one_that_breaks_it(root: Any) -> None:
@@ -290,11 +336,16 @@ def test_a_case_that_passes_says_what_to_do_if_it_was_red_among_others(root: Any
     assert more in ran.stderr
 
 
-def test_a_crash_has_a_place_and_is_sent_to_run_alone_only_if_it_did_not(root: Any) -> None:
+def test_a_crash_has_a_place_and_is_sent_to_run_alone_only_if_it_did_not(
+    root: Any, tmp_path: Any
+) -> None:
     line = next(n for n, x in enumerate(KERNEL.splitlines(), 1) if "os.abort" in x)
     place = f'(SIGABRT), last seen in File "{root}/k.py", line {line} in forward'
-    ran = megamoe(root, "check", "Crashes", "--case", "t3,t4", "--in-order")
+    file = str(tmp_path / "r.json")
+    ran = megamoe(root, "check", "Crashes", "--case", "t3,t4,t5", "--in-order", "--json", file)
     assert f"{place}; run it alone\n" in ran.stdout, ran.stdout
+    turns = {"forward/t3": (1, 1, 1), "forward/t4": (1, 2, 2), "forward/t5": (2, 1, 1)}
+    assert turns_of(file) == turns, "another process takes its place"
     assert "passes alone" not in ran.stdout
     ran = megamoe(root, "check", "Crashes", "--case", "t4")
     assert f"{place}\n" in ran.stdout
@@ -338,6 +389,12 @@ def test_of_two_cases_the_one_that_passed_is_the_earlier_case() -> None:
     (line,) = next_command.lines_of({"backend": "K", "cases": cases}, (), {"forward/b": "pass"})
     again = "megamoe check --backend K --case forward/a,forward/b --in-order"
     assert line == f"next: mend what forward/a leaves behind, then: {again}"
+    # Unless it ran in another process, where it can leave nothing behind for this one.
+    turns = [{"process": number, "calls": [1, 1]} for number in (1, 2)]
+    cases = [case | turn for case, turn in zip(cases, turns, strict=True)]
+    lines = next_command.lines_of({"backend": "K", "cases": cases}, (), {"forward/b": "pass"})
+    assert lines == ["forward/b ran in worker process 2, as its first case",
+                     "next: megamoe reduce forward/b --after --backend K"]  # fmt: skip
 
 
 def test_the_smallest_red_of_a_symptom_runs_again_too_where_one_passes_alone(

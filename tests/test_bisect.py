@@ -23,7 +23,7 @@ from megamoe.compare.bisect import run
 from megamoe.compare.job import Job, Range
 from megamoe.compare.sides import parse
 from megamoe.suite.settings import Settings
-from megamoe.worker import exchange, serve
+from megamoe.worker import exchange, serve, single
 from megamoe.worker.exchange import NoRoom
 from tests.helpers import history
 from tests.helpers.history import BROKEN, BUILD, CODE, NOISE, STAGED, Y
@@ -478,7 +478,7 @@ def test_a_replay_runs_the_tree_that_is_checked_out(spec, tmp_path, monkeypatch,
 
 
 def test_a_replay_without_a_tree_says_what_is_missing(tmp_path, capsys, monkeypatch):
-    (tmp_path / "serve.py").write_text(Path(serve.__file__).read_text())
+    (tmp_path / "serve.py").write_text(single.source())
     about = {"backend": "k.py:K", "copy": "", "device": "cpu", "modules": {}, "cases": []}
     (tmp_path / "cases.json").write_text(json.dumps(about))
     # It is a process of its own, and sets these two for itself.

@@ -112,7 +112,7 @@ def outcomes(request, root, tmp_path_factory, template):
     # What costs a process comes first, so that no station is left with many of them.
     for act in sorted(acts, key=lambda act: (not act.fresh, act.timeout, not act.costly)):
         waiting[act.costly and act.family in NO_EXIT_FAMILIES].put(act)
-    mark, before, by_name = uuid.uuid4().hex, folders(), {}
+    mark, before, by_name = uuid.uuid4().hex, folders(os.getpid()), {}
     cases = {case.id: case for case in load_cases(root)}
 
     def station(number: int) -> None:
@@ -143,7 +143,7 @@ def outcomes(request, root, tmp_path_factory, template):
     with warmed(template, "WARM"), ThreadPoolExecutor(STATIONS) as pool:
         for future in [pool.submit(station, number) for number in range(STATIONS)]:
             future.result()
-    by_name["left"] = (alive(f"MARK={mark}"), abandoned_folders(before))
+    by_name["left"] = (alive(f"MARK={mark}"), abandoned_folders(os.getpid(), before=before))
     return by_name
 
 
@@ -263,7 +263,7 @@ def replies(tmp_path_factory, request):
         for item in request.session.items
         if item.path == request.path and "what" in getattr(item, "callspec", Nothing).params
     }
-    mark, before = uuid.uuid4().hex, folders()
+    mark, before = uuid.uuid4().hex, folders(os.getpid())
     front = tmp_path_factory.mktemp("front")
     (front / "torch.py").write_text(STAND_IN)
 
@@ -280,7 +280,10 @@ def replies(tmp_path_factory, request):
 
     with ThreadPoolExecutor(STATIONS) as pool:
         by_name = dict(zip(sorted(names), pool.map(one, sorted(names)), strict=True))
-    return {**by_name, "left": (alive(f"MARK={mark}"), abandoned_folders(before))}
+    return {
+        **by_name,
+        "left": (alive(f"MARK={mark}"), abandoned_folders(os.getpid(), before=before)),
+    }
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import torch
 
 from megamoe.cases import load_cases
 from megamoe.cases.forms import LAUNCH_LAWS, LAWS
-from megamoe.cases.laws import CALLS, calls_of
+from megamoe.cases.laws import CALLS, MODES, after, calls_of
 from megamoe.cases.needs import lacking
 from megamoe.judge import BadOutput, Verdict, of_findings, picture
 from megamoe.kinds import laws
@@ -29,7 +29,7 @@ from megamoe.spec.contract import BASE
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
 from megamoe.worker.exchange import BackendFailure, Caller
-from megamoe.worker.session import Identity
+from megamoe.worker.session import APART, Identity
 from tests.helpers.local import Local
 
 
@@ -331,6 +331,57 @@ def test_what_surrounds_a_call_and_decides_a_bit_is_found(
 ) -> None:
     bad = launched(backend, law)
     assert bad and bad[0].startswith(message)
+
+
+def mode_now() -> str:
+    """torch's mode around a call, by the label of its law."""
+    if torch.is_autocast_enabled("cpu"):
+        return f"autocast to {str(torch.get_autocast_dtype('cpu')).removeprefix('torch.')}"
+    if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
+        return "inference mode" if torch.is_inference_mode_enabled() else "no grad"
+    if torch.get_default_device().type == "meta":
+        return "a default device of meta"
+    dtype = str(torch.get_default_dtype()).removeprefix("torch.")
+    return "none" if dtype == "float32" else f"a default dtype of {dtype}"
+
+
+class KeepsOf(InModes):
+    """What it makes in its first call serves all others. If that is made in the mode ``trouble``,
+    it is wrong outside of that mode."""
+
+    first = ""
+
+    def forward(self, p: Problem) -> torch.Tensor:
+        self.first = self.first or mode_now()
+        return honest(p) * (1 + (self.first == self.trouble != mode_now()))
+
+
+class Processes(Local):
+    """Each request that asks for a process of its own gets a new :class:`KeepsOf`."""
+
+    def ask(self, request: Any, seconds: float) -> Any:
+        backend = self.service.backend
+        alone = Local(KeepsOf(backend.trouble)) if request.get(APART) else super()
+        return alone.ask(request, seconds)
+
+
+@pytest.mark.parametrize(
+    ("law", "mode"), [(law, modes[0]) for law, processes in MODES.items() for modes in processes]
+)
+def test_what_any_mode_leaves_behind_is_seen_by_an_ordinary_call_after_it(
+    law: str, mode: str
+) -> None:
+    with Caller(Processes(KeepsOf(mode)), 100.0) as call:
+        bad = [f.text for f in launch_findings(None, call, problem(), law) if f.bad]
+    assert any(text.startswith(f"{law}: {after((mode,))} changes 768 of 768") for text in bad)
+
+
+def test_every_mode_but_that_of_an_ordinary_call_is_the_first_of_a_process() -> None:
+    modes = {law: {*modes} for law, modes in engine_laws._modes(torch.device("cpu")).items()}
+    assert modes == {
+        law: {m for some in processes for m in some} for law, processes in MODES.items()
+    }
+    assert [m for p in MODES.values() for some in p for m in some[1:]] == ["grad mode"]
 
 
 def labels_in(function: Callable[..., object]) -> list[str]:

@@ -45,6 +45,16 @@ def render(kind: str, result: Any) -> str:
     return console.file.getvalue()
 
 
+def test_a_failure_says_which_worker_process_it_ran_in_and_after_which_cases() -> None:
+    result = copy.deepcopy(results.run())
+    cases = {case["id"]: case for case in result["cases"]}
+    cases[results.POINT] |= {"process": 3, "calls": [5, 5]}
+    cases[results.STAGED] |= {"process": 3, "calls": [4, 4]}
+    line = f"worker process 3, after 1 case: {results.STAGED}"
+    assert f"\nran in: {line}\nalone:" in render("run", result)
+    assert f"ran in {line}</p>" in page("run", result).decode()
+
+
 # --- reading ----------------------------------------------------------------------------------
 
 

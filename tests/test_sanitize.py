@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megamoe.backends.triton.launches import FEW, OVERLAPPED, few_tile, overlapped_tile
+from megamoe.backends.triton.tiles import FEW, OVERLAPPED, few_tile, overlapped_tile
 from megamoe.cases import load_cases, select
 
 SCRIPT = Path(__file__).parents[1] / "tools/sanitize.sh"

@@ -85,6 +85,16 @@ def test_a_merge_says_how_long_all_shards_took_and_how_long_the_longest():
     assert view(merged)["verdict"] == line
 
 
+def test_processes_of_two_shards_are_no_process_of_the_merge():
+    """A red must not seem to have run after a case of another machine."""
+    one, two = whole(["eplb/c00", "eplb/c01"]), whole(["eplb/c02", "eplb/c03"])
+    one["cases"][1] |= {"process": 2, "calls": [1, 1]}
+    two["cases"][0] |= {"process": 1, "calls": [1, 2]}
+    merged = merge([one, two], cases(4))
+    assert [case.get("process") for case in merged["cases"]] == [None, 2, 3, None]
+    assert two["cases"][0]["process"] == 1
+
+
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [

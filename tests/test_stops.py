@@ -24,6 +24,8 @@ from megamoe.suite.judges import Judges
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import release
 from megamoe.worker import exchange, files
+from megamoe.worker.client import Worker
+from megamoe.worker.session import Launch
 from tests.test_hostile import root  # noqa: F401
 from tools import stops
 
@@ -45,6 +47,8 @@ class Backend:
     transform_weights = prepare
 """
 """Its first case, eplb/e, is quick; those that follow would take minutes."""
+RUNS = []
+"""The runs that the present test has started."""
 
 
 @pytest.fixture
@@ -56,22 +60,25 @@ def slow(tmp_path):
 
 @pytest.fixture
 def mark(request):
-    """A variable for every process of a run; afterwards none has it, and no folder is left."""
-    before = stops.folders()
+    """A variable for every process of a run; afterwards none has it, and no folder of the runs is
+    left."""
+    RUNS.clear()
     value = f"{request.node.name}-{os.getpid()}"
     yield {stops.MARK: value}
     assert stops.alive(f"{stops.MARK}={value}") == []
-    assert stops.abandoned_folders(before) == set()
+    assert RUNS and [stops.abandoned_folders(run.pid) for run in RUNS] == [set()] * len(RUNS)
 
 
 def megamoe(*arguments, cwd=None, **more):
     argv = [sys.executable, "-m", "megamoe", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "200", "PYTHONPATH": str(Path.cwd()), **more}
-    return subprocess.Popen(
+    run = subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=cwd,
         # A shell ignores SIGINT in what it runs in the background, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
+    RUNS.append(run)
+    return run
 
 
 def check(goldens, backend, folder, *more):
@@ -277,6 +284,14 @@ def test_list_into_a_closed_pipe_ends_without_a_word(root):  # noqa: F811
     process = megamoe("list", "--golden", root)
     process.stdout.close()
     assert (process.wait(60), process.stderr.read()) == (CLOSED_PIPE, "")
+
+
+def test_a_folder_that_a_run_leaves_behind_is_seen_and_those_of_other_runs_are_not():
+    with Worker(Launch("eager")) as worker:
+        folder = str(worker.folder)
+        assert folder in stops.abandoned_folders(os.getpid(), 0)
+        assert folder not in stops.abandoned_folders(os.getppid(), 0)
+    assert folder not in stops.abandoned_folders(os.getpid(), 0)
 
 
 # --- the judge's own ------------------------------------------------------------------------------

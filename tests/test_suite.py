@@ -712,7 +712,8 @@ def test_a_worker_is_judged_as_an_object_of_this_process_is(root):
         for kind in KINDS:
             (case,) = (c for c in load_cases(root) if c.kind == kind)
             here = judge(root, kind, load_backend("eager"))
-            assert replace(runner.run(case), seconds=0.0) == replace(here, seconds=0.0)
+            there = replace(runner.run(case), seconds=0.0, process=0, calls=None)
+            assert there == replace(here, seconds=0.0)
 
 
 def test_a_backend_that_cannot_be_loaded_is_one_line_and_no_verdict(root):

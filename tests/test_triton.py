@@ -38,6 +38,13 @@ from megamoe.backends.triton.binaries import (  # noqa: E402
     launch,
 )
 from megamoe.backends.triton.launches import (  # noqa: E402
+    Call,
+    is_wide,
+    stages_of,
+)
+from megamoe.backends.triton.packing import pack, unpack  # noqa: E402
+from megamoe.backends.triton.staging import prepare_megamoe_inputs  # noqa: E402
+from megamoe.backends.triton.tiles import (  # noqa: E402
     CROWD,
     FEW,
     MANY,
@@ -45,15 +52,10 @@ from megamoe.backends.triton.launches import (  # noqa: E402
     OVERLAPPED,
     REGISTERS,
     ROUNDS,
-    Call,
     Tile,
     few_tile,
-    is_wide,
     overlapped_tile,
-    stages_of,
 )
-from megamoe.backends.triton.packing import pack, unpack  # noqa: E402
-from megamoe.backends.triton.staging import prepare_megamoe_inputs  # noqa: E402
 from megamoe.spec.formats import E2M1_TABLE, bf16_decode  # noqa: E402
 from megamoe.spec.problem import Problem, Sizes  # noqa: E402
 from megamoe.suite.settings import Settings  # noqa: E402

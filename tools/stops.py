@@ -63,21 +63,22 @@ def alive(mark: str, seconds: float = PATIENCE) -> list[str]:
     return processes
 
 
-def abandoned_folders(before: Set[str], seconds: float = PATIENCE) -> set[str]:
-    """Folders of megamoe's that no process uses, after some patience, without those ``before``."""
+def abandoned_folders(
+    pid: int, seconds: float = PATIENCE, before: Set[str] = frozenset()
+) -> set[str]:
+    """The folders of workers that process ``pid`` left behind, after some patience, without those
+    ``before``."""
     until = time.monotonic() + seconds
-    leftovers = folders() - before
-    while leftovers and time.monotonic() < until:
+    while (leftovers := folders(pid) - before) and time.monotonic() < until:
         time.sleep(0.05)
-        leftovers &= folders()
     return leftovers
 
 
-def folders() -> set[str]:
-    """Folders of megamoe's that no process uses now."""
+def folders(pid: int) -> set[str]:
+    """The folders of workers that process ``pid`` started. Their names hold its number, so those of
+    another run, which may be about to remove them, do not count."""
     places = {Path("/dev/shm"), Path(tempfile.gettempdir())}
-    paths = {str(path) for place in places for path in place.glob("megamoe-*")}
-    return {path for path in paths if not _processes(f"TMPDIR={path}/tmp".encode())}
+    return {str(path) for place in places for path in place.glob(f"megamoe-{pid}-*")}
 
 
 def _processes(variable: bytes) -> list[str]:
@@ -98,7 +99,7 @@ def run(
 ) -> Run:  # fmt: skip
     """One ``megamoe check``, stopped ``after`` seconds, or once it has printed ``wait_for``."""
     folder = Path(tempfile.mkdtemp(dir=folder))
-    mark, before = uuid.uuid4().hex, folders()
+    mark = uuid.uuid4().hex
     files = {name: folder / f"{mark}.{name}" for name in ("json", "xml")}
     argv = [sys.executable, "-m", "megamoe", "check", *arguments,
             "--json", str(files["json"]), "--junit", str(files["xml"])]  # fmt: skip
@@ -131,7 +132,7 @@ def run(
         result.wrong.append(text)
     result.output = (folder / f"{mark}.out").read_text(errors="replace")
     result.wrong += [f"process left: {line}" for line in alive(f"{MARK}={mark}")]
-    result.wrong += [f"folder left: {path}" for path in abandoned_folders(before)]
+    result.wrong += [f"folder left: {path}" for path in abandoned_folders(process.pid)]
     result.wrong += [f"left in its TMPDIR: {path.name}" for path in own.iterdir()]
     result.wrong += _look(result, files["json"], files["xml"])
     for path in (folder, own):

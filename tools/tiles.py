@@ -15,7 +15,8 @@ from functools import partial
 import torch
 
 from megamoe.backends.triton.backend import TritonBackend, launch, new_symm_buffer
-from megamoe.backends.triton.launches import FEW, OVERLAPPED, Call, Memory, Tile, stages_of
+from megamoe.backends.triton.launches import Call, Memory, stages_of
+from megamoe.backends.triton.tiles import FEW, OVERLAPPED, Tile
 from megamoe.bench import timing
 from megamoe.bench.floor import SHARES, Share
 from megamoe.bench.measure import random_weights

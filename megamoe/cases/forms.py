@@ -190,9 +190,6 @@ LAUNCH_LAWS: Final = {
     "engine-tensors": (False, False),
 }  # fmt: skip
 """Laws of :mod:`megamoe.layer.launch_laws`: whether one needs ``run``, and whether CUDA."""
-MODE_LAWS: Final = ("autocast", "grad-mode", "torch-defaults")
-"""Laws of torch's modes. Their calls are the first of a process. So what a backend makes once and
-keeps, such as a workspace or a table, is made in a mode, and never in an earlier call."""
 LAWS: Final = (
     "batch-invariance", "token-permutation", "replica-choice", "ep-size", "capacity",
     "stale-buffer", "padding-rows", "masked-slots", "repeat", "many-calls",

@@ -9,6 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+MODES: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
+    "autocast": (("autocast to bfloat16",), ("autocast to float16",)),
+    "grad-mode": (("inference mode",), ("no grad", "grad mode")),
+    "torch-defaults": (
+        ("a default dtype of float64",), ("a default dtype of bfloat16",),
+        ("a default device of meta",),
+    ),
+}  # fmt: skip
+"""Laws of torch's modes, and the modes of each by process. What a backend makes once and keeps (a
+workspace, a table) is made in the first mode of its process; so each mode is the first of one. Only
+grad mode is not: it is the mode of an ordinary call."""
+
+
+def after(modes: tuple[str, ...]) -> str:
+    """The label of the ordinary call that ends a process of ``modes``: it sees what they left."""
+    return f"no mode after {modes[0]}"
+
+
 CALLS: Final[Mapping[str, tuple[str, ...]]] = {
     "repeat": ("a second run", "a third run"),
     "many-calls": ("call N of 155",),
@@ -38,12 +56,10 @@ CALLS: Final[Mapping[str, tuple[str, ...]]] = {
         "a replay over a buffer of 0xFF", "a replay with the tokens reversed",
     ),
     "busy-stream": ("a busy second stream", "running on a second stream beside a busy first"),
-    "autocast": ("autocast to bfloat16", "autocast to float16", "no mode after these"),
-    "grad-mode": ("inference mode", "no grad", "grad mode", "no mode after these"),
-    "torch-defaults": (
-        "a default dtype of float64", "a default dtype of bfloat16", "a default device of meta",
-        "no mode after these",
-    ),
+    **{
+        law: tuple(label for modes in processes for label in (*modes, after(modes)))
+        for law, processes in MODES.items()
+    },
     "engine-tensors": (
         "the module in place of the backend alone", "columns of wider tensors",
         "rows of padded tensors", "transposed tensors", "odd strides of axes of one",

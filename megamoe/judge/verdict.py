@@ -155,6 +155,11 @@ class Verdict:
     """For a fail, the contracts under which this same output is right."""
     by: str = ""
     """Digest of the judged backend's identity: its name, class, callables and fingerprint."""
+    process: int = 0
+    """The number of the worker process in the run; 0 where nothing was called."""
+    calls: tuple[int, int] | None = None
+    """The first and the last call of the case, among all calls of that process. What a case can
+    depend on are the cases of the same process whose first call is before its last."""
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -164,6 +169,8 @@ class Verdict:
         """JSON-able; the inverse is :meth:`from_dict`."""
         out = asdict(self)
         out["id"] = out.pop("case_id")
+        if self.calls is None:
+            del out["process"], out["calls"]
         return out
 
     @classmethod
@@ -175,6 +182,8 @@ class Verdict:
         plain["findings"] = tuple(_finding(f) for f in plain.get("findings", ()))
         plain["how"] = tuple(plain.get("how", ()))
         plain["right_under"] = tuple(plain.get("right_under", ()))
+        if plain.get("calls"):
+            plain["calls"] = (plain["calls"][0], plain["calls"][1])
         return cls(**plain)
 
 

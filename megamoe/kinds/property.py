@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import numpy.typing as npt
 
 from megamoe.cases import Case
-from megamoe.cases.forms import LAUNCH_LAWS, MODE_LAWS, PROPERTY
+from megamoe.cases.forms import LAUNCH_LAWS, PROPERTY
+from megamoe.cases.laws import MODES
 from megamoe.judge import (
     IN_LAW,
+    RAISED,
     BadOutput,
     Finding,
     Verdict,
@@ -24,7 +27,7 @@ from megamoe.kinds.rows import twin_findings
 from megamoe.spec.forms import BF16
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
-from megamoe.worker.exchange import Caller, Missing
+from megamoe.worker.exchange import BackendFailure, Caller, CallResult, Missing
 
 COUNTS_TOKENS: Final = ("batch-invariance", "padding-rows", "replica-choice")
 """Laws that change how many tokens a call or an expert has. A backend with ``batch_invariant =
@@ -65,29 +68,64 @@ def judge(runner: Any, case: Case) -> Verdict:
 
 
 def launch_findings(runner: Any, call: Caller, problem: Problem, law: str) -> list[Finding]:
-    """Variants that the worker ran, each against an ordinary ``forward``. ``BadOutput`` names every
-    variant whose ``y`` has a wrong form."""
+    """Variants that the worker ran, each against an ordinary ``forward``.
+
+    One exception names all variants that raised, and all with another ``y``: who mends one sees the
+    others too. ``BadOutput`` names every variant whose ``y`` has a wrong form.
+    """
     base = forward_bits(call.forward(problem).result, problem)["y"]
     ids = problem.topk_ids.numpy()
-    with laws.in_law(law):
-        outcome = call.act("launch", problem, apart=law in MODE_LAWS, law=law)
-    labels, orders = outcome.extra.get("labels", []), outcome.extra.get("orders", [])
-    if not labels or len(labels) != len(outcome.result):
-        raise BadOutput(f"law {law} gave {len(outcome.result)} outputs for {len(labels)} variants")
-    out, misshapen = [], dict[str, list[str]]()
-    for label, order, y in zip(labels, orders, outcome.result.values(), strict=True):
-        try:
-            actual = tensor_bits("y", y, tuple(base.shape), TENSORS["y"].dtypes)
-        except BadOutput as error:
-            misshapen.setdefault(str(error), []).append(label)
-            continue
-        place = place_of("y", order, ids[order])
-        out.append(laws.relabel(law, label, bitwise("y", BF16, actual, base[order], place)))
+    bad, out = list[str](), list[Finding]()
+    errors, misshapen = list[tuple[str, str, str]](), dict[str, list[str]]()
+    for outcome in _launches(call, problem, law):
+        labels, orders = outcome.extra.get("labels", []), outcome.extra.get("orders", [])
+        errors += outcome.extra.get("errors", [])
+        if len(labels) != len(outcome.result):
+            raise BadOutput(
+                f"law {law} gave {len(outcome.result)} outputs for {len(labels)} variants"
+            )
+        for label, order, y in zip(labels, orders, outcome.result.values(), strict=True):
+            try:
+                actual = tensor_bits("y", y, tuple(base.shape), TENSORS["y"].dtypes)
+            except BadOutput as error:
+                misshapen.setdefault(str(error), []).append(label)
+                bad.append(label)
+                continue
+            finding = bitwise("y", BF16, actual, base[order], place_of("y", order, ids[order]))
+            out.append(laws.relabel(law, label, finding))
+            bad += [label] if finding.bad else []
+    if errors:
+        raise BackendFailure(f"{_exception_of(errors, bad)}{IN_LAW}{law}")
     if misshapen:
         texts = [f"{text} ({', '.join(labels)})" for text, labels in misshapen.items()]
         texts += [finding.text for finding in out if finding.bad]
         raise BadOutput(f"{'; '.join(texts)}{IN_LAW}{law}")
+    if not out:
+        raise BadOutput(f"law {law} gave no output")
     return out
+
+
+def _launches(call: Caller, problem: Problem, law: str) -> Iterator[CallResult]:
+    """The answers of the worker; of a law of torch's modes, one of each of its processes."""
+    if law not in MODES:
+        with laws.in_law(law):
+            yield call.act("launch", problem, law=law)
+        return
+    for modes in MODES[law]:
+        with laws.in_law(law, modes[0]):
+            outcome = call.act("launch", problem, apart=True, law=law, processes=[modes])
+        yield outcome
+
+
+def _exception_of(errors: Sequence[tuple[str, str, str]], others: Sequence[str]) -> str:
+    """One exception for all, by text, with the place of the first; ``others`` are the variants with
+    another output."""
+    labels: dict[str, list[str]] = {}
+    for label, text, _ in errors:
+        labels.setdefault(text, []).append(f"under {label}")
+    lines = [f"{', '.join(under)}: {text}" for text, under in labels.items()]
+    lines += [f"under {', under '.join(others)}: another output"] if others else []
+    return f"{RAISED} RuntimeError: {'; '.join(lines)} ({errors[0][2]})"
 
 
 KIND: Final = replace(forward.KIND, **vars(PROPERTY), judge=judge)

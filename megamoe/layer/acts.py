@@ -33,10 +33,17 @@ def run(host: Any, request: Mapping[str, Any], inputs: Mapping[str, Any]) -> tup
     if request["call"] == "ep":
         return rank_acts.run(host, request, inputs)
     law = plain.pop("law")
+    more = {"processes": plain.pop("processes")} if "processes" in plain else {}
     problem = Problem(**inputs, **plain)
-    variants = list(launch_laws.variants(host.backend, problem, law))
-    outputs = {str(i): y for i, (_, y, _) in enumerate(variants)}
-    return outputs, {"labels": [m[0] for m in variants], "orders": [m[2] for m in variants]}
+    outputs, labels, orders, errors = dict[str, Any](), list[str](), list[list[int]](), []
+    for label, y, order in launch_laws.variants(host.backend, problem, law, **more):
+        if isinstance(y, Exception):
+            errors.append([label, *host.error(y)])
+            continue
+        outputs[str(len(labels))] = y
+        labels.append(label)
+        orders.append(order)
+    return outputs, {"labels": labels, "orders": orders, "errors": errors}
 
 
 # --- wrong calls --------------------------------------------------------------------------------

@@ -15,13 +15,14 @@ from typing import Any, Final
 
 import torch
 
+from megamoe.cases.laws import MODES, after
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.layer.routed import RoutedExperts
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import WEIGHTS
 
-Variants = Iterator[tuple[str, torch.Tensor, list[int]]]
-"""Label, ``y``, and the row of the original behind each row of it."""
+Variants = Iterator[tuple[str, torch.Tensor | Exception, list[int]]]
+"""Label, ``y`` or the exception in its place, and the row of the original behind each row of it."""
 
 
 @contextmanager
@@ -56,72 +57,39 @@ def _modes(device: torch.device) -> Mapping[str, Mapping[str, AbstractContextMan
     }
 
 
-def _under(law: str) -> Callable[[Any, Problem], Variants]:
-    """The variants of a law about torch's modes: one call in each, and one after all of them."""
+def _under(law: str) -> Callable[..., Variants]:
+    """The variants of a law about torch's modes, by process: one call in each mode, and then one in
+    none, which sees what the modes left behind."""
 
-    def variants(backend: Any, problem: Problem) -> Variants:
+    def variants(
+        backend: Any, problem: Problem, processes: Sequence[Sequence[str]] = MODES[law]
+    ) -> Variants:
         def call(mode: AbstractContextManager[Any]) -> torch.Tensor:
             with mode:
                 y = backend.forward(problem)
             return y if isinstance(y, torch.Tensor) else y["y"]
 
         modes = _modes(problem.topk_ids.device)[law]
-        after: AbstractContextManager[Any] = nullcontext()
-        every = {**modes, "no mode after these": after}
-        return _outputs(backend, problem, {k: partial(call, mode) for k, mode in every.items()})
+        calls = dict[str, Callable[[], torch.Tensor]]()
+        for labels in processes:
+            calls |= {label: partial(call, modes[label]) for label in labels}
+            calls[after(tuple(labels))] = partial(call, nullcontext())
+        return _outputs(problem, calls)
 
     return variants
 
 
-def _outputs(
-    backend: Any, problem: Problem, calls: Mapping[str, Callable[[], torch.Tensor]]
-) -> Variants:
-    """``y`` of each call. If calls raise, one exception names all of them and all that changed the
-    output: who mends one sees the others too. A backend that declines one declines the law."""
-    outputs, errors = dict[str, torch.Tensor](), dict[str, Exception]()
+def _outputs(problem: Problem, calls: Mapping[str, Callable[[], torch.Tensor]]) -> Variants:
+    """``y`` of each call, or the exception that it raised: who mends one sees the others too. A
+    backend that declines one declines the law."""
+    rows = list(range(problem.num_tokens))
     for label, call in calls.items():
         try:
-            outputs[label] = _plain(call())
+            yield label, _plain(call()), rows
         except NotImplementedError:
             raise
         except Exception as error:
-            errors[label] = error
-    if errors:
-        raise _summary(errors, _differences(backend, problem, outputs))
-    rows = list(range(problem.num_tokens))
-    yield from ((label, y, rows) for label, y in outputs.items())
-
-
-def _differences(backend: Any, problem: Problem, outputs: Mapping[str, torch.Tensor]) -> list[str]:
-    """The labels whose ``y`` has other bits than an ordinary call's; none where that one raises."""
-    try:
-        y = backend.forward(problem)
-    except Exception:
-        return []
-    base = _plain(y if isinstance(y, torch.Tensor) else y["y"])
-    return [label for label, y in outputs.items() if not _same_bits(y, base)]
-
-
-def _same_bits(y: torch.Tensor, base: torch.Tensor) -> bool:
-    """Whether the two are alike in everything; NaN has bits like any value."""
-    if (y.device, y.dtype, y.shape) != (base.device, base.dtype, base.shape):
-        return False
-    bits = (tensor.contiguous().view(torch.uint8) for tensor in (y, base))
-    return torch.equal(*bits)
-
-
-def _summary(errors: Mapping[str, Exception], differences: Sequence[str]) -> RuntimeError:
-    """One exception for all, by text; its traceback is the first one's, so that the place that is
-    reported is the line that raised, not this one."""
-    labels: dict[str, list[str]] = {}
-    for label, error in errors.items():
-        labels.setdefault(f"{type(error).__name__}: {error}", []).append(f"under {label}")
-    lines = [f"{', '.join(under)}: {text}" for text, under in labels.items()]
-    lines += [f"under {', under '.join(differences)}: another output"] if differences else []
-    first = next(iter(errors.values()))
-    summary = RuntimeError("; ".join(lines)).with_traceback(first.__traceback__)
-    summary.__cause__ = first
-    return summary
+            yield label, error, rows
 
 
 def _plain(y: torch.Tensor) -> torch.Tensor:
@@ -187,7 +155,7 @@ def _engine_tensors(backend: Any, problem: Problem) -> Variants:
         )
         return y
 
-    return _outputs(backend, p, {k: partial(call, tensors) for k, tensors in forms.items()})
+    return _outputs(p, {k: partial(call, tensors) for k, tensors in forms.items()})
 
 
 def _layer(backend: Any, problem: Problem) -> RoutedExperts:

@@ -28,8 +28,8 @@ from megamoe.backends.eager_combine import combine
 from megamoe.layer.kernel_weights import packed_weights
 from megamoe.layer.messages import all_to_all
 from megamoe.layer.ops import prepare_megamoe_inputs
-from megamoe.layer.symm_buffer import aligned_capacity, new_symm_buffer
-from megamoe.spec.contract import NEWEST, REVISIONS, Contract
+from megamoe.layer.slot_rows import Compute, SlotRows
+from megamoe.layer.symm_buffer import new_symm_buffer
 from megamoe.spec.features import Activation
 from megamoe.spec.problem import Problem, Sizes, provides
 
@@ -38,10 +38,6 @@ REFUSAL: Final = -1
 """In place of a count in the header: the call of this rank was refused."""
 ROUTE_BYTES: Final = 8
 """Bytes of a dispatched row besides its codes and scale factors: int32 expert, fp32 weight."""
-
-Compute = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""``(x, x_sf, experts, routing)`` of R rows to their slot rows (R, H) bfloat16. ``experts`` (R,)
-int64 are local; a row with -1 may be anything."""
 
 
 class RankError(RuntimeError):
@@ -97,6 +93,7 @@ class ExpertParallel:
                 "slot_rows, and does not set global_ids"
             )
         self.backend, self.group, self.static = backend, group, static
+        self._rows = SlotRows(backend)
         self.name, self.accumulator = backend.name, backend.accumulator
         self.prepare = getattr(backend, "prepare", prepare_megamoe_inputs)
         for name in ("eplb_map", "ready"):
@@ -114,13 +111,12 @@ class ExpertParallel:
         """Payload bytes of all calls that went to other ranks."""
         self.at: Callable[[str], None] = lambda stage: None
         """Called at the start of each stage but the first, for progress and tests."""
-        self._room: Any = None
 
     # --- the interface of a backend ---------------------------------------------------------------
 
     def pack_weights(self, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The four tensors in the form of the backend."""
-        return packed_weights(self.backend, *weights) if self._runs else weights
+        return packed_weights(self.backend, *weights) if self._rows.runs else weights
 
     def new_symm_buffer(self, group: Any, device: torch.device, sizes: Sizes) -> Any:
         """The buffer of this rank's own tokens: plain memory."""
@@ -162,12 +158,12 @@ class ExpertParallel:
     ) -> torch.Tensor:
         local, ids = weights[0].shape[0], batch.ids
         live = (ids >= 0) & (ids < local * self.group.size())
-        compute = self._computed_by(weights, act)
+        compute = self._rows.computed_by(weights, act)
         capturing = ids.is_cuda and torch.cuda.is_current_stream_capturing()
         way = self._static if self.static or capturing else self._dynamic
         slots = way(batch, live, local, compute)
         self.at("combine")
-        return combine(slots, live, batch.routing, self._contract)
+        return combine(slots, live, batch.routing, self._rows.contract)
 
     def _dynamic(
         self, batch: _Batch, live: torch.Tensor, local: int, compute: Compute
@@ -263,56 +259,6 @@ class ExpertParallel:
         by_rank = back.view(torch.bfloat16).view(ranks, most, top_k, hidden)[:, :tokens]
         owner = (live_ids.clamp_min(0) // local)[None, :, :, None].expand(1, -1, -1, hidden)
         return by_rank.gather(0, owner).squeeze(0)
-
-    # --- the experts of this rank -----------------------------------------------------------------
-
-    @property
-    def _runs(self) -> bool:
-        return not provides(self.backend, "slot_rows")
-
-    @property
-    def _contract(self) -> Contract:
-        contracts = getattr(self.backend, "contracts", None)
-        return REVISIONS[contracts[0]] if contracts else NEWEST
-
-    def _computed_by(self, weights: tuple[torch.Tensor, ...], act: Activation) -> Compute:
-        if not self._runs:
-            return lambda x, sf, experts, routing: self.backend.slot_rows(
-                x, sf, experts, routing, weights, act
-            )
-        return lambda x, sf, experts, routing: self._by_run(x, sf, experts, routing, weights, act)
-
-    def _by_run(
-        self, x: torch.Tensor, sf: torch.Tensor, experts: torch.Tensor, routing: torch.Tensor,
-        weights: tuple[torch.Tensor, ...], act: Activation,
-    ) -> torch.Tensor:  # fmt: skip
-        """The rows as tokens of one slot each: the combine of one bfloat16 row is that row.
-
-        A row of -0 comes out as +0, which no sum from +0 can tell apart.
-        """
-        rows, hidden = x.shape
-        y = torch.empty(rows, hidden, dtype=torch.bfloat16, device=x.device)
-        if not rows:
-            return y
-        buffer = self._room_for(rows, hidden, weights)
-        buffer.x[:rows].view(torch.uint8).copy_(x)
-        buffer.x_sf[:rows].copy_(sf)
-        buffer.topk_idx[:rows, 0] = experts
-        buffer.topk_weights[:rows, 0] = routing
-        self.backend.run(
-            y, weights, buffer, rows, activation_clamp=act.clamp, fast_math=act.fast_math
-        )
-        return y
-
-    def _room_for(self, rows: int, hidden: int, weights: tuple[torch.Tensor, ...]) -> Any:
-        """A buffer of the backend for at least so many rows; it grows by doubling."""
-        local, inter = weights[0].shape[0], weights[2].shape[2] * 2
-        if self._room is None or self._room.capacity < rows:
-            most = aligned_capacity(max(rows, 0 if self._room is None else 2 * self._room.capacity))
-            sizes = Sizes(local, most, 1, hidden, inter)
-            make = getattr(self.backend, "new_symm_buffer", new_symm_buffer)
-            self._room = make(None, weights[0].device, sizes)
-        return self._room
 
     # --- messages ---------------------------------------------------------------------------------
 

@@ -10,13 +10,14 @@ them, and the report says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
 import torch
 
 from megamoe.layer import engine_laws
+from megamoe.layer.engine_laws import Variants
 from megamoe.layer.kernel_weights import packed_weights
 from megamoe.layer.ops import prepare_megamoe_inputs
 from megamoe.layer.symm_buffer import new_symm_buffer
@@ -36,17 +37,14 @@ DELAY_PRODUCTS: Final = 100
 """Matrix products queued before the inputs: longer than the host takes to launch a forward."""
 
 
-def variants(backend: Any, problem: Problem, law: str) -> Variants:
+def variants(backend: Any, problem: Problem, law: str, **more: Any) -> Variants:
     """Run ``law`` with ``problem``, whose tensors lie on the backend's device.
 
     Each variant's ``y`` must have the bits of an ordinary ``forward``. The caller has checked that
-    the backend meets the law's needs.
+    the backend meets the law's needs. ``more``: the ``processes`` of a law of torch's modes whose
+    calls are made here; without it, all.
     """
-    return LAWS[law](backend, problem)
-
-
-Variants = Iterator[tuple[str, torch.Tensor, list[int]]]
-"""Label, ``y``, and the row of the original behind each row of it."""
+    return LAWS[law](backend, problem, **more)
 
 
 class _Run:
@@ -211,7 +209,7 @@ def _wait(tensor: torch.Tensor) -> None:
         torch.cuda.synchronize()
 
 
-LAWS: Final[dict[str, Callable[[Any, Problem], Variants]]] = {
+LAWS: Final[dict[str, Callable[..., Variants]]] = {
     "stale-bytes": _stale_bytes,
     "graph-replay": _graph_replay,
     "busy-stream": _busy_stream,

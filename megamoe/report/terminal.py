@@ -98,6 +98,8 @@ def _failure(failure: View, console: Console) -> None:
         _say(console, "\nthe run kept the maps of its first fails only (--pictures N)")
     if failure["how"]:
         _say(console, f"\njudged: {failure['how']}")
+    if failure["history"]:
+        _say(console, f"ran in: {failure['history']}")
     _say(console, f"alone:  {failure['command']}")
     if failure["next"]:
         _say(console, _step(failure["next"]))

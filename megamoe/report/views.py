@@ -12,6 +12,7 @@ from megamoe.printable import quantity
 from megamoe.report import read, words
 from megamoe.report.failures import failure, split
 from megamoe.report.read import View
+from megamoe.suite.earlier import line_of
 from megamoe.suite.results import exit_code
 from megamoe.suite.shard_report import LONGEST
 from megamoe.suite.summary import recorded_line, verdict_line
@@ -44,6 +45,7 @@ def view(result: Mapping[str, Any]) -> View:
         "failures": [
             {
                 **failure(result, fold[0], f"f{i + 1}"),
+                "history": line_of(fold[0], cases),
                 "same": [read.text(c, "id") for c in fold[1:]],
                 "symptom": symptom(fold[0]),
             }

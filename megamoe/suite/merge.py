@@ -137,7 +137,20 @@ def _each_once(reports: Sequence[Report], selection: Sequence[Case]) -> list[Map
             mend = _shards(reports) or "run the shards again from one commit"
             raise ShardError(f"{quantity(len(ids), 'case')} {what}: {examples}{more}; {mend}")
     order = {c.id: at for at, c in enumerate(selection)}
-    return sorted((c for r in reports for c in r["cases"]), key=lambda c: order[c["id"]])
+    return sorted(_renumbered(reports), key=lambda c: order[c["id"]])
+
+
+def _renumbered(reports: Sequence[Report]) -> Iterator[Mapping[str, Any]]:
+    """The cases, with numbers of worker processes that no two reports share."""
+    most = 0
+    for report in reports:
+        start = most
+        for case in report["cases"]:
+            if "process" not in case:
+                yield case
+                continue
+            most = max(most, start + case["process"])
+            yield {**case, "process": start + case["process"]}
 
 
 def _shards(reports: Sequence[Report]) -> str:

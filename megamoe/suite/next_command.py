@@ -14,6 +14,7 @@ from megamoe.cases import Case
 from megamoe.cases.forms import LAWS
 from megamoe.judge import BAD, CRASH, HANG, IN_LAW, Symptom, symptoms
 from megamoe.spec.stages import STAGES, STEPS
+from megamoe.suite.earlier import LAST, earlier, line_of
 from megamoe.suite.origins import alike_before, line_beside, own_fault, what_raises
 from megamoe.suite.telling import size, smallest
 
@@ -140,20 +141,24 @@ def _passes(red: tuple[str, str] | None) -> bool:
 def _after(report: Mapping[str, Any], name: str, order: Sequence[str]) -> list[str]:
     """What to do with a red that passes alone; ``order``: the ids in the order of the run. If one
     other case ran, which passed, that is the earlier case: the run was the one that ``reduce
-    --after`` names. Earlier reds that raised at the same line are to be tried first."""
+    --after`` names. Earlier reds that raised at the same line are to be tried first, else the last
+    cases before it in its process."""
     case = next(case for case in report["cases"] if case["id"] == name)
     others = [case for case in report["cases"] if case["id"] != name]
     reds = reds_of(report)
     beside = line_beside(case, reds)
-    if len(others) == 1 and others[0]["status"] == "pass":
+    line, before = line_of(case, report["cases"]), earlier(case, report["cases"])
+    is_alone = bool(line) and not before  # in its process, so the other case has no part in it
+    if len(others) == 1 and others[0]["status"] == "pass" and not is_alone:
         first = others[0]["id"]
         again = f"--backend {backend_of(report)} --case {first},{name} --in-order"
         next_line = f"next: mend what {first} leaves behind, then: "
         return [*beside, f"{next_line}{command(report, 'check', again)}"]
-    alike = ",".join(alike_before(case, reds, order))
-    first = f" --first {shlex.quote(alike)}" if alike else ""
-    words = f"{name} --after{first} --backend {backend_of(report)}"
-    return [*beside, f"next: {command(report, 'reduce', words)}"]
+    history = [f"{name} ran in {line}"] if line else []
+    first = alike_before(case, reds, order) or before[-LAST:]
+    option = f" --first {shlex.quote(','.join(first))}" if first else ""
+    words = f"{name} --after{option} --backend {backend_of(report)}"
+    return [*beside, *history, f"next: {command(report, 'reduce', words)}"]
 
 
 def _offer(

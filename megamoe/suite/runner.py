@@ -204,7 +204,12 @@ class Runner:
         if loss:
             verdict = _with_loss(verdict, loss)
         seconds = round(time.perf_counter() - start, 3)
-        return replace(verdict, seconds=seconds, by=self._by())
+        return replace(verdict, seconds=seconds, by=self._by(), **self._turn())
+
+    def _turn(self) -> dict[str, Any]:
+        """The process of the case and its calls there; empty where it made none."""
+        call = self._call
+        return {"process": call.process, "calls": call.calls} if call and call.process else {}
 
     def _loss(self) -> str:
         return self._call.loss if self._call is not None else ""

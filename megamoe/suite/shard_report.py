@@ -82,8 +82,9 @@ NOT_RUN: Final = "not-run"
 
 _CASE: Final = schema.Object(
     {"id": str, "kind": schema.OneOf(KINDS), "status": str, "seconds": schema.seconds},
-    {"reason": str, "how": schema.Items(str), "recorded": str, "predicted": str, "unlike": str},
-)
+    {"reason": str, "how": schema.Items(str), "recorded": str, "predicted": str, "unlike": str,
+     "process": schema.natural, "calls": schema.Items(schema.natural)},
+)  # fmt: skip
 _REPORT: Final = schema.Object(
     {"cases": schema.Items(_CASE)},
     {

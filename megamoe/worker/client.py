@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 import secrets
-import shutil
-import signal
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
-import megamoe
-from megamoe.spec.builds import KERNEL_MODULES
-from megamoe.worker import known
 from megamoe.worker.choice import Choice, NoChoice, choose, needs_restart
-from megamoe.worker.link import Link, ProcessEnd
+from megamoe.worker.process import Process, ProcessEnd
 from megamoe.worker.session import (
     APART,
-    MODULES,
+    PROCESS,
     Identity,
     Launch,
     Reply,
@@ -29,10 +22,8 @@ from megamoe.worker.session import (
     changes,
     checked_fingerprint,
     identity_of,
-    last_frame,
 )
 
-HERE: Final = Path(__file__).resolve().parent
 PROTOCOL: Final = 1
 """The prefix of answers, as in ``serve.py``, which may belong to another megamoe."""
 GRACE: Final = 1.0
@@ -52,10 +43,13 @@ class Worker:
     request. Use as a context manager, or close it.
     """
 
-    def __init__(self, launch: Launch, like: Identity | None = None) -> None:
+    def __init__(
+        self, launch: Launch, like: Identity | None = None, numbers: Iterator[int] | None = None
+    ) -> None:
         """Start it, without waiting for the backend; ``identity`` waits.
 
         ``like``: the identity of another worker of the same run. This one must have the same.
+        ``numbers``: those of the run's processes, which its workers share.
         """
         self.launch = launch
         self._state: Mapping[str, Any] = {}
@@ -67,28 +61,20 @@ class Worker:
         """The callables of which this process has had a call."""
         self._cases: set[str] = set()
         """The cases of which this process has had a call."""
-        self._began = 0.0
-        """When this process was started, in seconds of the monotonic clock."""
-        self._closed = False
+        self._numbers = count(1) if numbers is None else numbers
+        self._number = self._count = 0
+        """The number of this process, and of its last call; 0 before its first call."""
         self._apart: Worker | None = None
         """The worker of one request that asks for a process of its own."""
         self.give_up: Callable[[], bool] = lambda: False
         """Whether the wait for an answer is over before its time, since another rank failed."""
         self.sources: dict[str, str] = {}
         """The Python files that its processes imported, by path, as ``sources.py`` tells them."""
-        self._cwd = launch.cwd or str(Path.cwd())
-        self._folders: list[Path] = []
-        try:
-            self._open()
-            self._start()
-        except BaseException:  # stopped meanwhile
-            if self._folders:
-                self.close()
-            raise
+        self._process = Process(launch)
 
     @property
     def folder(self) -> Path:
-        return self._folders[-1]
+        return self._process.folder
 
     @property
     def identity(self) -> Identity:
@@ -111,6 +97,8 @@ class Worker:
         number = secrets.token_hex(8)
         message = {**request, "id": number, "seconds": seconds}
         self._cases.add(message.pop("case", ""))  # the judge's own: the worker need not know it
+        self._number, self._count = self._number or next(self._numbers), self._count + 1
+        turn = {PROCESS: [self._number, self._count]}
         reply = self._answer(message, seconds)
         took = time.monotonic() - start
         fresh = request["call"] not in self._calls
@@ -118,8 +106,8 @@ class Worker:
         folder = Path(request["out"]).parent
         if "broken" in reply:
             self.end()
-            self._remade(folder)
-            return reply
+            self._process.remakes(folder)
+            return reply | turn
         state = reply.pop("state", None)
         self._add_sources(reply.pop("sources", None))
         if fresh and isinstance(state, dict):  # variables that a first call adds are its set-up
@@ -134,16 +122,17 @@ class Worker:
                 reply["otherwise"] = f"the backend now says {otherwise}"
         except WorkerError as error:
             reply["otherwise"] = f"the backend's {error}"
-        if "otherwise" in reply or reply["changed"] or reply.get("lost") or self._remade(folder):
+        is_spoiled = "otherwise" in reply or reply["changed"] or reply.get("lost")
+        if is_spoiled or self._process.remakes(folder):
             self.end()
-        return {**reply, "took": took}
+        return {**reply, **turn, "took": took}
 
     def _ask_apart(self, request: Mapping[str, Any], seconds: float) -> Reply:
         """The answer of a new process, which has had no call and gets no other one."""
         try:
             with Worker(self.launch, self.identity) as worker:
                 self._apart = worker
-                if self._closed:
+                if self._process.is_retired:
                     worker.retire()
                 reply = worker.ask(request, seconds)
                 self._add_sources(worker.sources)
@@ -151,11 +140,12 @@ class Worker:
             return {"broken": str(error)}
         finally:
             self._apart = None
-        return reply
+        return {k: v for k, v in reply.items() if k != PROCESS}  # no other case can depend on it
 
     def retire(self) -> None:
         """Start no process and make no folder from here on."""
-        self._closed, apart = True, self._apart
+        self._process.retire()
+        apart = self._apart  # a worker that is made from here on is told by its maker
         if apart is not None:
             apart.retire()
 
@@ -165,10 +155,7 @@ class Worker:
         apart = self._apart
         if apart is not None:
             apart.close()
-        if not self._link.close():
-            self._orphans()
-        for folder in self._folders:
-            shutil.rmtree(folder, ignore_errors=True)
+        self._process.close()
 
     def __enter__(self) -> Worker:
         return self
@@ -176,74 +163,32 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # --- the keeper and the process ---------------------------------------------------------------
-
-    def _open(self) -> None:
-        self._link = Link()
-        self._folders.append(self._link.folder)
-
-    def _furnish(self) -> None:
-        """An empty ``tmp``, and a folder ``path`` with this megamoe alone: none of our other
-        packages gets in a backend's way."""
-        for name in ("tmp", "path"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        package = Path(megamoe.__file__).resolve().parent
-        with suppress(FileExistsError):
-            (self.folder / "path" / "megamoe").symlink_to(package, target_is_directory=True)
-
-    def _orphans(self) -> None:
-        """Kill the remaining processes of a worker whose keeper was killed: all that have its
-        ``TMPDIR``."""
-        mark = f"TMPDIR={self.folder / 'tmp'}".encode()
-        for entry in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    os.kill(int(entry.name), signal.SIGKILL)
+    # --- the start, and the identity --------------------------------------------------------------
 
     def _start(self) -> None:
-        """A new process in place of the last, whose temporary files are removed."""
-        if self._closed:
-            raise ProcessEnd("the run had ended")
-        if self._link.is_gone():
-            self._orphans()
-            self._open()
-        self._furnish()
-        launch = self.launch
-        environment = dict(os.environ if launch.environment is None else launch.environment)
-        environment["TMPDIR"] = str(self.folder / "tmp")
-        argv = [*launch.argv, str(HERE / "serve.py")]
-        hello = {
-            "backend": launch.backend, "device": launch.device, "threads": launch.threads,
-            "contract": launch.contract,
-            "front": list(launch.front), "back": [str(self.folder / "path")],
-            "seconds": launch.seconds, "trace": str(self.folder / "trace"),
-            "modules": MODULES, "packages": KERNEL_MODULES,
-        }  # fmt: skip
-        self._link.tell({"start": {"argv": argv, "cwd": self._cwd, "env": environment}})
-        self._link.tell({"say": json.dumps(hello)})
-        self._has_process, self._began = True, time.monotonic()
+        self._process.start(self.launch)
         self._calls, self._cases = set(), set()
+        self._number = self._count = 0
 
     def _await_start(self) -> Identity:
         """Wait until the backend is loaded."""
         spec, seconds = self.launch.backend, self.launch.seconds
         late = f"backend {spec}: not loaded within {seconds:g} s, last seen in "
         try:
-            if not self._has_process:
+            if not self._process.is_there:
                 self._start()
-            answer = self._link.next_answer(seconds + GRACE)
+            answer = self._process.next_answer(seconds + GRACE)
             if self._needs_restart(answer):
                 self.end()
                 self._start()
-                answer = self._link.next_answer(seconds + GRACE)
+                answer = self._process.next_answer(seconds + GRACE)
             return self._identity_of(answer)
         except ProcessEnd as end:
             text = f"backend {spec}: {end} while it was loaded"
-            if self._is_late(self._began, seconds):
-                text = late + self._last_frame()
+            if self._is_late(self._process.began, seconds):
+                text = late + self._process.last_frame()
         except TimeoutError:
-            text = late + self._last_frame()
+            text = late + self._process.last_frame()
         except (WorkerError, NoChoice) as error:
             text = str(error)
             if not text.startswith((f"backend {spec}:", "unknown backend")):
@@ -306,10 +251,10 @@ class Worker:
             if isinstance(digest, str):
                 self.sources.setdefault(path, digest)
 
-    def _answer(self, request: Mapping[str, Any], seconds: float) -> Reply:
+    def _answer(self, request: dict[str, Any], seconds: float) -> Reply:
         start = time.monotonic()
         try:
-            self._link.tell({"say": json.dumps(request)})
+            self._process.say(request)
             until = start + seconds + GRACE
             while True:
                 reply = self._next_answer(until)
@@ -326,11 +271,11 @@ class Worker:
         except TimeoutError:
             pass
         text = f"no result within {seconds:g} s, its process was ended, last seen in "
-        return {"broken": f"{text}{self._last_frame()}; give it more with --timeout"}
+        return {"broken": f"{text}{self._process.last_frame()}; give it more with --timeout"}
 
     def _crash_text(self, end: ProcessEnd) -> str:
         """How the process ended, where, and what to do if another case had run in it before."""
-        place = self._last_frame() if "Fatal Python error" in self._trace() else ""
+        place = self._process.last_frame() if "Fatal Python error" in self._process.trace() else ""
         alone = "; run it alone" if len(self._cases) > 1 else ""
         return f"{end}{f', last seen in {place}' if place else ''}{alone}"
 
@@ -348,42 +293,19 @@ class Worker:
         while True:
             rest = until - time.monotonic()
             try:
-                return self._link.next_answer(min(rest, LOOK))
+                return self._process.next_answer(min(rest, LOOK))
             except TimeoutError:
                 if rest <= LOOK:
                     raise
             if self.give_up():
                 raise _GivenUp
 
-    def _remade(self, folder: Path) -> bool:
-        """Make the folder of exchanged files again, which may be another worker's, if the backend
-        removed it; says whether anything is missing."""
-        folders = (folder, self.folder / "tmp", self.folder / "path/megamoe")
-        if all(path.is_dir() for path in folders):
-            return False
-        if not self._closed:
-            folder.mkdir(0o700, exist_ok=True)
-        return True
-
     def _bury(self) -> None:
         """A process that has ended since its last answer is no fault of the next call."""
-        if self._identity is not None and not self._link.is_alive():
-            self._identity, self._has_process = None, False
+        if self._identity is not None and not self._process.is_alive():
+            self._identity, self._process.is_there = None, False
 
     def end(self) -> None:
         """End the process now. The next request gets another."""
-        self._identity, self._has_process = None, False
-        self._link.stop()
-
-    def _last_frame(self) -> str:
-        spec = self.launch.backend
-        file = known.file_of(spec) if known.is_file(spec) else ""
-        own = str((Path(self._cwd) / Path(file).expanduser()).resolve()) if file else ""
-        return last_frame(self._trace(), own)
-
-    def _trace(self) -> str:
-        """The stack that the process left behind; empty if there is none."""
-        try:
-            return (self.folder / "trace").read_text(errors="replace")[:100_000]
-        except OSError:
-            return ""
+        self._identity = None
+        self._process.end()

@@ -30,7 +30,7 @@ from megamoe.worker.outcomes import (
     Refusal,
     WroteInput,
 )
-from megamoe.worker.session import APART, Session
+from megamoe.worker.session import APART, PROCESS, Session
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,9 @@ class Caller:
         self.loss = ""
         """The reason why the process of the last answer is of no use; another process gives the
         next answer."""
+        self.process, self.calls = 0, (0, 0)
+        """The process of the last answer by its number, and the first and the last call of this
+        case among all that it has had. A process that ended in the case had no later one."""
         self._case = secrets.token_hex(8)
         """Tells the calls of this case from those of others."""
         self._weights: TensorFile | None = None
@@ -216,6 +219,10 @@ class Caller:
         reply = self.session.ask(request, self.budget)
         self.budget -= reply.get("took", 0.0)
         self.loss = reply.get("lost") or self.loss
+        if PROCESS in reply:
+            process, number = reply[PROCESS]
+            first = self.calls[0] if process == self.process else number
+            self.process, self.calls = process, (first, number)
         return reply
 
     def _outcome(
@@ -235,7 +242,8 @@ class Caller:
             raise BackendFailure(reply["otherwise"])
         result, blank = result_of(reply, out)
         inputs = {n: file.tensor(n) for file in files for n in own if n in file.own}
-        fields = {"form", "shown", "places", "lost", "fingerprint", "changed", "id", "took"}
+        fields = {"form", "shown", "places", "lost", "fingerprint", "changed", "id", "took",
+                  PROCESS}  # fmt: skip
         extra = {k: v for k, v in reply.items() if k not in fields}
         return CallResult(result, blank, inputs, reply.get("fingerprint"), extra)
 

@@ -3,7 +3,8 @@
 It stands between the judge and the worker, so that the two share no descriptor. When the judge's
 process ends, however it ends, the keeper reads the end of its standard input, kills every process
 that came from the worker, removes the folder and ends too. It knows nothing of tensors or backends
-and needs the standard library only.
+and needs the standard library only. Its arguments are the number of the judge's process, which the
+name of the folder holds, and where that folder is made.
 
 Lines on standard input, JSON: ``{"start": {argv, cwd, env}}``, ``{"say": TEXT}``, ``{"stop": 1}``,
 ``{"poll": 1}``.
@@ -250,8 +251,9 @@ def main() -> None:
     for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
-    where = sys.argv[1] if len(sys.argv) > 1 else None
-    keeper = Keeper(Path(tempfile.mkdtemp(prefix="megamoe-", dir=where)))
+    judge, *where = sys.argv[1:]
+    folder = tempfile.mkdtemp(prefix=f"megamoe-{judge}-", dir=where[0] if where else None)
+    keeper = Keeper(Path(folder))
     try:
         keeper.run()
     finally:

@@ -41,8 +41,9 @@ class Link:
         where = [str(SHARED)] if roomy else []
         self._buffer = b""
         self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(KEEPER), *where], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+            [sys.executable, "-I", "-S", str(KEEPER), str(os.getpid()), *where],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )  # fmt: skip
         try:
             self.folder = Path(self.event(time.monotonic() + 60)["folder"])

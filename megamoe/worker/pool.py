@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import os
 import pickle
 import secrets
@@ -55,12 +56,13 @@ class Pool:
         """Raises :class:`WorkerError` where the backend cannot be loaded."""
         self._closed = False
         count = count if ranks is None else 1
-        first = Worker(launch) if ranks is None else Team(launch, ranks)
+        numbers = itertools.count(1)
+        first = Worker(launch, numbers=numbers) if ranks is None else Team(launch, ranks)
         self._workers: list[Worker | Team] = [first]
         try:
             # The others import torch while the first loads the backend.
             for _ in range(count - 1):
-                self._workers.append(Worker(launch))
+                self._workers.append(Worker(launch, numbers=numbers))
             identity = first.identity
         except BaseException:
             self.close()

@@ -1,18 +1,16 @@
 """The worker: loads one backend, calls it, hands back bytes. Needs Python 3.10 and torch only.
 
-It runs in somebody else's environment, with ``offer.py``, ``sources.py``, ``state.py`` and
-``tensors.py`` beside it or, made by ``single.py``, in it. It judges nothing: the judge is another
-process. ``docs/protocol.md`` has every message: a JSON object a line on standard input, an answer
-each on standard output. The output of a backend goes to standard error.
+It runs in somebody else's environment, with ``loading.py``, ``offer.py``, ``sources.py``,
+``state.py`` and ``tensors.py`` beside it or, made by ``single.py``, in it. It judges nothing: the
+judge is another process. ``docs/protocol.md`` has every message: a JSON object a line on standard
+input, an answer each on standard output. The output of a backend goes to standard error.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import gc
-import importlib
 import importlib.util
-import inspect
 import json
 import os
 import platform
@@ -21,122 +19,41 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # no garbage is in what stays; the search is a fifth of the import
     gc.disable()
 
 import torch
 
+if TYPE_CHECKING:
+    from megamoe.worker import loading
+
 HERE = Path(__file__).resolve().parent
 PROTOCOL = 1
 MARK = "@megamoe "
 POISON = 0x5A  # bytes of a blank tensor before a call, so that an unwritten element shows
-AUTO = "auto"  # of contracts: the backend's own
 FLAGS = ("folds_scales",)
 """Attributes that are true or absent; each decides what the judge asks of the backend."""
-CALLABLES = ("forward", "prepare", "eplb_map", "transform_weights", "forward_group", "run")
 
 
-class BackendError(ValueError):
-    """A backend cannot be found, created or used; the message is one line and says how to mend
-    it."""
-
-
-def load(spec: str, device: str, modules: Mapping[str, str], contract: str = AUTO) -> Any:
-    """The backend: ``path/to/file.py:OBJECT_OR_FACTORY``, the same with the folder of a package, or
-    a name that megamoe knows.
-
-    ``modules``: where megamoe's ``backends``, ``acts`` and ``problem`` are; some or all may lack.
-    """
-    name, _, attribute = spec.rpartition(":")
-    if ":" not in spec and not spec.endswith(".py"):
-        arguments = () if contract == AUTO else (contract,)  # an older megamoe knows of none
-        if "backends" not in modules:
-            raise BackendError("megamoe must be installed; or give path/to/file.py:OBJECT")
-        return megamoe_module(modules, "backends").load_backend(spec, device, *arguments)
-    if not name or not attribute or attribute.endswith(".py"):
-        raise BackendError("say which object, as in path/to/file.py:OBJECT_OR_FACTORY")
-    file = Path(name).expanduser().resolve()
-    try:
-        module = import_file(file)
-    except ImportError as error:
-        if "no known parent package" not in str(error):
-            raise
-        about = module_of("megamoe_worker_offer", HERE / "offer.py")
-        raise BackendError(about.is_in_package(Path(name), attribute)) from error
-    target = getattr(module, attribute, None)
-    required = _required(target)
-    if required or not hasattr(module, attribute):
-        about = module_of("megamoe_worker_offer", HERE / "offer.py")
-        hint = about.lacks(module, attribute, CALLABLES)
-        if not required:
-            raise BackendError(f"{Path(name).name} has no {attribute!r}{hint}")
-        raise BackendError(about.needs(attribute, required, isinstance(target, type)) + hint)
-    return create(target, torch.device(device), contract)
-
-
-def _required(factory: Any) -> list[str]:
-    """The arguments that a function or a class needs, and that no factory of a backend gets."""
-    if not inspect.isfunction(factory) and not isinstance(factory, type):
-        return []
-    try:
-        takes = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):  # some classes of C tell nothing
-        return []
-    required = [p.name for p in takes if p.default is p.empty and p.kind not in (2, 4)]
-    return [one for one in required if one not in ("device", "contract")]
-
-
-def megamoe_module(modules: Mapping[str, str], part: str) -> Any:
-    """The module of megamoe that the judge names for ``part``; an ``ImportError`` without one."""
-    if part not in modules:
-        raise ImportError(f"the judge names no module for {part}")
-    return importlib.import_module(modules[part])
-
-
-def import_file(file: Path) -> Any:
-    """The module in ``file``; its folder joins the import path last, as a script's would first.
-    The folder of a package means its ``__init__.py``; the folder around it joins the path."""
-    file = file / "__init__.py" if file.is_dir() else file
-    if file.suffix != ".py" or not file.is_file():
-        raise BackendError(f"no Python file at {file}; check the path before the :")
-    home = str(file.parent.parent if file.stem == "__init__" else file.parent)
-    if home not in sys.path:
-        sys.path.append(home)
-    return module_of(f"megamoe_backend_{file.stem}", file)
-
-
-def module_of(name: str, file: Path) -> Any:
-    """The module in ``file``, under a name of its own. A worker of one file has its two already."""
-    if name.startswith("megamoe_worker_") and name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickle look their module up
-    try:
+def _beside(name: str) -> Any:
+    """The module ``name`` of this file's folder, under a name of its own; a worker of one file has
+    it already."""
+    full = f"megamoe_worker_{name}"
+    if full not in sys.modules:
+        spec = importlib.util.spec_from_file_location(full, HERE / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[full] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    except BaseException:
-        sys.modules.pop(spec.name, None)
-        raise
-    return module
+    return sys.modules[full]
 
 
-def create(target: Any, device: Any, contract: str = AUTO) -> Any:
-    """The object itself, or the result of a call with optional ``device`` and ``contract``."""
-    is_object = hasattr(target, "name") and hasattr(target, "accumulator")
-    if not isinstance(target, type) and (is_object or not callable(target)):
-        return target
-    try:
-        takes = dict(inspect.signature(target).parameters)
-    except (TypeError, ValueError):  # some built-in callables tell nothing
-        takes = {}
-    arguments = {"device": device} if contract == AUTO else {"device": device, "contract": contract}
-    parameter = takes.get("contract")
-    if contract == AUTO and parameter is not None and parameter.default is inspect.Parameter.empty:
-        raise BackendError("it needs a `contract`; give that a default, or say --contract REV")
-    return target(**{name: value for name, value in arguments.items() if name in takes})
+if not TYPE_CHECKING:
+    loading = _beside("loading")
+AUTO, CALLABLES = loading.AUTO, loading.CALLABLES
+BackendError = loading.BackendError
+load, create = loading.load, loading.create
 
 
 def identity(backend: Any) -> dict[str, Any]:
@@ -188,7 +105,7 @@ class Service:
 
     def __init__(self, backend: Any, device: str, modules: Mapping[str, str]) -> None:
         self.backend, self.device, self.modules = backend, device, modules
-        self.tensors = module_of("megamoe_worker_tensors", HERE / "tensors.py")
+        self.tensors = _beside("tensors")
         self.files: dict[str, dict[str, Any]] = {}
         """The tensors of the last files: if the next request names a file again, it gets the same
         tensors."""
@@ -216,7 +133,7 @@ class Service:
         if call in CALLABLES and not callable(getattr(self.backend, call, None)):
             return {"missing": call}
         try:
-            acts: Any = None if call in CALLABLES else megamoe_module(self.modules, "acts")
+            acts: Any = None if call in CALLABLES else loading.megamoe_module(self.modules, "acts")
         except ImportError as error:
             return {"missing": f"{call}: megamoe cannot be imported there ({error})"}
         inputs = self._inputs(request)
@@ -243,6 +160,11 @@ class Service:
         except OSError as error:
             return {"unwritten": one_line(error)}
         return {**extra, "form": form, "shown": layouts, "places": places}
+
+    @staticmethod
+    def error(error: BaseException) -> tuple[str, str]:
+        """What an exception of the backend says, and the line that raised it."""
+        return one_line(error), where(error)
 
     def _inputs(self, request: dict[str, Any]) -> dict[str, Any]:
         """All tensors of the request, on the device, by name."""
@@ -271,7 +193,7 @@ class Service:
 def problem_of(fields: dict[str, Any], modules: Mapping[str, str]) -> Any:
     """The problem, as megamoe's own class or, where that is not installed, with the same fields."""
     try:
-        return megamoe_module(modules, "problem").Problem(**fields)
+        return loading.megamoe_module(modules, "problem").Problem(**fields)
     except ImportError:
         tokens, hidden = fields["hidden_states"].shape
         experts, rows = fields["w13_weight"].shape[:2]
@@ -288,9 +210,8 @@ def serve() -> None:
     out, requests = os.dup(1), os.fdopen(os.dup(0), "rb", closefd=False)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # the output of a backend is no answer
-    watch, about = (module_of(f"megamoe_worker_{n}", HERE / f"{n}.py") for n in ("state", "offer"))
-    modules_of = module_of("megamoe_worker_sources", HERE / "sources.py")
-    state = watch.State((0, 1, 2, out, requests.fileno()))
+    about, origins = _beside("offer"), _beside("sources")
+    state = _beside("state").State((0, 1, 2, out, requests.fileno()))
 
     def say(reply: dict[str, Any]) -> None:
         data = f"\n{MARK}{json.dumps(reply)}\n".encode()  # a line, whatever else was written
@@ -303,7 +224,7 @@ def serve() -> None:
     device, trace = hello["device"], Path(hello["trace"]).open("w")  # noqa: SIM115
     faulthandler.enable(file=trace, all_threads=False)  # a crash leaves its place
     try:
-        sources = modules_of.Sources(hello["backend"])  # before the backend can change the folder
+        sources = origins.Sources(hello["backend"])  # before the backend can change the folder
         if hello["threads"]:
             torch.set_num_threads(hello["threads"])
         if device.startswith("cuda") and not torch.cuda.is_available():

@@ -21,6 +21,9 @@ START_SECONDS: Final = 300.0
 APART: Final = "apart"
 """The key of a request that a new process is to answer, which has had no call and gets no other.
 The judge's own: the worker need not know it."""
+PROCESS: Final = "process"
+"""The key of a reply for the number of the process that gave it, and the number of the call among
+all that this process has had. The judge's own: the worker knows neither."""
 METHODS: Final = ("forward", "prepare", "eplb_map", "transform_weights", "forward_group")
 """A backend offers at least one of these."""
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Final
 
 HERE: Final = Path(__file__).resolve().parent
-BESIDE: Final = ("offer", "sources", "state", "tensors")
+BESIDE: Final = ("loading", "offer", "sources", "state", "tensors")
 """Modules that ``serve.py`` loads from its own folder."""
-_MAIN: Final = '\nif __name__ == "__main__":\n'
+_FIRST: Final = "\nHERE = "
+"""Begins the first line after the imports: what stands before it needs no module of the folder."""
 
 
 def source() -> str:
@@ -22,7 +23,8 @@ def source() -> str:
         "\n\ndef _here(name: str, source: str) -> None:\n"
         '    """A module that is part of this file."""\n'
         "    sys.modules[name] = module = type(sys)(name)\n"
+        "    module.__file__ = __file__\n"
         "    exec(compile(source, name, 'exec'), vars(module))\n\n"
     )
-    head, _, tail = text.rpartition(_MAIN)
-    return f"{head}{define}{parts}\n{_MAIN}{tail}"
+    head, _, tail = text.partition(_FIRST)
+    return f"{head}{define}{parts}\n{_FIRST}{tail}"

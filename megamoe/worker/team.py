@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from megamoe.worker.client import Worker
-from megamoe.worker.session import Identity, Launch, Reply, WorkerError
+from megamoe.worker.session import PROCESS, Identity, Launch, Reply, WorkerError
 
 PATIENCE: Final = 10.0
 """Seconds that the other ranks get once one has failed; then their processes are ended."""
@@ -131,7 +131,8 @@ class Team:
         echo = any(str(reply.get("raised", "")).startswith(RANK_ERROR) for reply in replies)
         if dead or (echo and self.ranks.torchrun):
             self._anew()
-        return {"ranks": replies, "took": time.monotonic() - start}
+        turn = {PROCESS: replies[0][PROCESS]} if PROCESS in replies[0] else {}
+        return {"ranks": replies, "took": time.monotonic() - start, **turn}
 
     def retire(self) -> None:
         """Start no process and make no folder from here on."""

@@ -85,8 +85,8 @@ def warmed(template: Template, mark: str = "") -> Iterator[Template]:
 
     ``mark``: a variable; those whose environment lacks it start as ever.
     """
-    from megamoe.worker.client import HERE
     from megamoe.worker.link import Link
+    from megamoe.worker.process import HERE
 
     plain, serve = Link.tell, str(HERE / "serve.py")
 

@@ -20,13 +20,6 @@ import torch
 
 from megamoe.backends.triton.binaries import compile_all, on
 from megamoe.backends.triton.launches import (
-    CROWD,
-    FEW,
-    MANY,
-    NEARLY,
-    OVERLAPPED,
-    ROUNDS,
-    SPARSE,
     TALLIES,
     Call,
     LaunchStep,
@@ -36,6 +29,15 @@ from megamoe.backends.triton.launches import (
     stages_of,
 )
 from megamoe.backends.triton.packing import pack, power_of_two, unpack
+from megamoe.backends.triton.tiles import (
+    CROWD,
+    FEW,
+    MANY,
+    NEARLY,
+    OVERLAPPED,
+    ROUNDS,
+    SPARSE,
+)
 from megamoe.layer.kernel_weights import check_sizes
 from megamoe.layer.symm_buffer import SymmBuffer, check_capacity
 from megamoe.layer.symm_buffer import new_symm_buffer as plain_buffer

@@ -5,6 +5,7 @@
 | ``staging`` | hidden states | ``x``, ``x_sf`` |
 | ``copies`` | hidden states, ids, weights | the buffer of a staging case as a whole |
 | ``operands`` | what a linear reads: codes, scale bytes, nibbles, rows, experts | its sums |
+| ``other_rows`` | the row of another token, or the weights of another expert | its sums |
 | ``indices`` | the same from a wrong place, and the ends of their range | its sums |
 | ``used_experts`` | the weights of the expert beside, of those with rows | its sums |
 | ``neighbours`` | the activations of another row of the expert | sums of linear 2 |
@@ -37,6 +38,7 @@ from megamoe.explain.deviations import (
     indices,
     neighbours,
     operands,
+    other_rows,
     pipeline,
     requantise,
     sums,
@@ -60,7 +62,7 @@ def of_codes(life: Life, source: Source) -> Iterator[Way]:
     for name, total in sums.TOTALS_OFF.items():
         yield own.variant(name, "linear 1", total=total)
     yield from _contracts(life)
-    readers = {**_readers(life, source, 1), **operands.token_readers(life, source)}
+    readers = {**_readers(life, source, 1), **other_rows.token_readers(life, source)}
     for name, reader in readers.items():
         yield own.variant(name, "linear 1", reads13=reader)
 
@@ -90,7 +92,7 @@ def of_all(life: Life, source: Source) -> Iterator[Way]:
         yield own.variant(name, "linear 2", reads2=reader)
     for name, reader in {
         **_readers(life, source, 1),
-        **operands.token_readers(life, source),
+        **other_rows.token_readers(life, source),
     }.items():
         yield own.variant(name, "linear 1", reads13=reader)
         if name in second:
@@ -101,7 +103,7 @@ def _readers(life: Life, source: Source, linear: int) -> dict[str, Reader]:
     return {
         **(dict(neighbours.readers(life, source)) if linear == 2 else {}),
         **operands.readers(linear), **indices.expert_readers(life),
-        **operands.expert_of_slot(life, source), **dict(pipeline.readers(life, linear)),
+        **other_rows.expert_of_slot(life, source), **dict(pipeline.readers(life, linear)),
         **dict(used_experts.readers(source)), **dict(swaps.readers()),
     }  # fmt: skip
 
