@@ -429,7 +429,7 @@ def test_a_verb_imports_its_own_module_and_not_the_others(tmp_path):
     )
     assert process.stdout.splitlines()[-1].split() == [
         "0", "True", "False",
-        *(f"megamoe.commands.{n}" for n in ("early", "main", "parser", "parsers")),
+        *(f"megamoe.commands.{n}" for n in ("early", "early_places", "main", "parser", "parsers")),
         *(f"megamoe.commands.parsers.{n}" for n in ("names", "worker")), "megamoe.commands.worker",
     ]  # fmt: skip
 
@@ -443,6 +443,7 @@ LIGHT = [
     ["completion", "bash"], ["chekc"], ["check", "--bakend", "x"], ["check", "--backend", "x"],
     ["check", "--backend", "no.py:X"], ["explain", "x"], ["help", "check"],
     ["coverage", "--dimension", "x"], ["check", "k.py:K"], ["replay", "README.md"],
+    ["fuzz", "--backend", "eager", "--out", "x"], ["confirm"],
 ]  # fmt: skip
 
 

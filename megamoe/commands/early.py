@@ -1,14 +1,14 @@
 """What is wrong with a command line, before anything is imported that takes seconds.
 
 Each check has the words of the place that would refuse the value later. That place keeps its own
-check, since it has other callers.
+check, since it has other callers. A verb's default ``combination`` is a function that refuses
+options that do not go together.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import os
 import re
 import shlex
 import shutil
@@ -19,7 +19,7 @@ from typing import Final
 from megamoe.cases import load_entries, shards
 from megamoe.cases.pattern import PROBLEM_SUFFIX as PROBLEM
 from megamoe.cases.pattern import matching, one_of
-from megamoe.commands import UsageError
+from megamoe.commands import UsageError, early_places
 from megamoe.commands.parsers.names import DIMENSIONS
 from megamoe.spec.contract import contract
 from megamoe.suggest import hint, nearest
@@ -32,8 +32,6 @@ PROBLEM_WRITERS: Final = (
 )
 _KERNEL: Final = re.compile(r"\.py(:\w*)?$")
 """How the file of a backend ends, with its class or without."""
-OUTPUTS: Final = ("json", "junit", "out", "page", "plot", "archive")
-"""Arguments that name a file to write. A verb's default ``folders`` says which name a folder."""
 READ: Final = ("file", "result", "reports", "failed", "actual")
 """Arguments that name a file to read. A verb's default ``reads`` names further ones of its own."""
 _REPORT_WRITER: Final = "`megamoe check --json FILE` writes one"
@@ -52,10 +50,9 @@ _JUDGES: Final = "`megamoe replay {} --backend B` judges a backend on it"
 def check(a: argparse.Namespace) -> None:
     """``ValueError`` of one line for a name, a file or a pattern that nothing has."""
     options = {name: value for name, value in vars(a).items() if value is not None}
-    for name in OUTPUTS:
-        value = options.get(name)
-        if isinstance(value, str) and value != "-" and name not in options.get("folders", ()):
-            _check_output(Path(value), name)
+    early_places.check(options)
+    if "combination" in options:
+        options["combination"](a)
     for name in options.get("stored", ()):
         _no_problem(a, str(options[name]))
     if _KERNEL.search(str(options.get("actual", ""))):
@@ -111,16 +108,6 @@ def _beside(path: Path) -> str:
     stems = [one.stem for one in path.parent.glob(f"*{ending}")] if path.parent.is_dir() else []
     name = nearest(path.stem, sorted(stems))
     return f"; did you mean {path.with_name(name + ending)}?" if name else ""
-
-
-def _check_output(path: Path, name: str) -> None:
-    """A file whose folder is not there: no verb creates folders on the way to a file."""
-    if path.is_dir() and name != "out":  # of these, each verb says which ending it wants
-        raise UsageError(f"{path} is a directory; name a file")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}; create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{path}: you may not write in the folder {path.parent}")
 
 
 def _list(value: object) -> list[str]:

@@ -55,10 +55,6 @@ def run(a: argparse.Namespace) -> int:
 
 def _run(a: argparse.Namespace, stack: ExitStack) -> int:
     """The same; ``stack`` ends the backend's process."""
-    if a.actual and a.backend:
-        raise ValueError("--actual and --backend both name an output; give one")
-    if a.top < 1:
-        raise ValueError("--top: give a number from 1 on")
     if Path(a.subject).suffix != ".safetensors":
         case = any_case(root_of(a), a.subject)
         if case.kind == "staging":

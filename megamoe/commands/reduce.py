@@ -46,13 +46,8 @@ _LITTLE: Final = 1 << 27
 
 def run(a: argparse.Namespace) -> int:
     """Shrink it, write the file, and show that the file fails in the same way."""
-    if not 0 < a.seconds < float("inf"):
-        raise ValueError("--seconds: give a number above 0")
     if a.after:
         return reduce_after.run(a)
-    for option in ("among", "first"):
-        if getattr(a, option):
-            raise ValueError(f"--{option}: it is of --after; give both, or leave it out")
     out, earlier = new_file(a.out) if a.out else Path(), list[Path]()
     start = time.perf_counter()
     problem, case, about = _subject(a)
