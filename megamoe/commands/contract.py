@@ -18,7 +18,7 @@ from megamoe.kernels.registry import kernels
 from megamoe.printable import quantity
 from megamoe.spec import builds
 from megamoe.spec.contract import CONTRACTS, Clause, Contract
-from megamoe.suggest import hint
+from megamoe.suggest import follow, hint
 
 _FEW: Final = 3
 """Cases of one side alone that are named without ``--verbose``."""
@@ -209,10 +209,8 @@ def _of(name: str) -> dict[str, Clause[Any]]:
                 f"revision {revision}, which {followers[-1]} follows, has no clauses written down "
                 f"yet; those that have: {revisions}"
             )
-        raise ValueError(
-            f"unknown revision or build {name!r}{hint(name, _names())}; "
-            f"revisions: {revisions}; `megamoe contract list` shows all"
-        )
+        text = f"unknown revision or build {name!r}{hint(name, _names())}"
+        raise ValueError(follow(text, f"revisions: {revisions}; `megamoe contract list` shows all"))
     clauses = _clauses(CONTRACTS[revision])
     if build is not None:
         evidence = f"{build.name}; differs from {revision}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from megamoe.commands import UsageError
-from megamoe.suggest import hint
+from megamoe.suggest import follow, hint
 
 _OPTION: Final = re.compile(r"--?[A-Za-z]")
 """How an option begins; a negative number does not."""
@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
         if missing != message:
             action = next((a for a in self._actions if missing in a.option_strings), None)
             message = f"{missing} is missing{f': {action.help}' if action and action.help else ''}"
-        raise UsageError(f"{message}; see `{self.prog} --help`")
+        raise UsageError(follow(message, f"see `{self.prog} --help`"))
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse has it; a word too many is named with the verb that does not take it."""
@@ -116,11 +116,10 @@ class Parser(argparse.ArgumentParser):
             near = hint(str(value), map(str, action.choices or ()))
             if isinstance(action, argparse._SubParsersAction):
                 names = ", ".join(action.choices)
-                raise UsageError(
-                    f"unknown verb {value!r}{near or f'; known: {names}'}; see `{self.prog} --help`"
-                ) from None
+                text = f"unknown verb {value!r}{near or f'; known: {names}'}"
+                raise UsageError(follow(text, f"see `{self.prog} --help`")) from None
             names = ", ".join(map(str, action.choices or ()))
-            error.message = f"{value!r} is not known{near}; known: {names}"
+            error.message = follow(f"{value!r} is not known{near}", f"known: {names}")
             raise
 
 
