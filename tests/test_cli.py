@@ -141,12 +141,28 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
             ["check", "--backend", "cases:K"],
             "/cases is a folder without __init__.py, so no package; n",
         ),
-        (["check", "--backend", "p"], "unknown backend 'p'; did you mean p:CLASS, of the package?"),
+        (["check", "--backend", "p"], "name its class: --backend p:Kernel"),
+        (["check", "--backend", "p:"], "name its class: --backend p:Kernel"),
+        (
+            ["check", "--backend", "."],
+            "name a file in it, as --backend k.py:Kernel or --backend tw",
+        ),
         (["check", "--backend", "k"], "unknown backend 'k'; did you mean k.py:Kernel?"),
         (["check", "--backend", "empt.py:K"], "did you mean empty.py?"),
         (["check", "--backend", "x"], "unknown backend 'x'; known: eager"),
-        (["check", "--backend", "k.py"], "backend k.py: say which object, as k.py:Kernel"),
-        (["check", "--backend", "empty.py:"], "say which object, as empty.py:CLASS"),
+        (["check", "--backend", "k.py"], "backend k.py: name its class: --backend k.py:Kernel"),
+        (
+            ["check", "--backend", "two.py"],
+            "name a class: --backend two.py:A or --backend two.py:B",
+        ),
+        (
+            ["check", "--backend", "two"],
+            "'two': name a class: --backend two.py:A or --backend two.",
+        ),
+        (
+            ["check", "--backend", "empty.py:"],
+            "say which object, as empty.py:CLASS; its text shows no class wit",
+        ),
         (["check", "--backend", "egaer"], "unknown backend 'egaer'; did you mean eager? Known: "),
         (["check", "--backend", "no.py:X"], "no Python file at"),
         (["check", "--backend", "eager", "--contract", "2026-1"], "did you mean 2026-11? Known: "),
@@ -206,14 +222,26 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
             ["ab", "k.py:A", "b.py:B"],
             "`megamoe ab this this --left-backend k.py:A --right-backend b.py:B`",
         ),
-        (["ab", "this", "k.py"], "this --left-backend k.py:CLASS --right-backend FILE.py:CLASS`"),
+        (["ab", "this", "k.py"], "this --left-backend k.py:Kernel --right-backend FILE.py:CLASS`"),
         (["report", "no/x.json"], "no/x.json: no such file, and no folder no"),
         (
             ["check", "k.py:K"],
             "k.py:K is no case; a backend stands after --backend: `megamoe check --backend k.py:K`",
         ),
-        (["check", "k.py", "-n", "1"], "`megamoe check --backend k.py:CLASS`"),
+        (["check", "k.py", "-n", "1"], "`megamoe check --backend k.py:Kernel`"),
+        (
+            ["check", "eager"],
+            "eager is no case; a backend stands after --backend: `megamoe check -",
+        ),
         (["reduce", "k.py:K"], "`megamoe reduce CASE --backend k.py:K`"),
+        (["reduce", "tiny", "p:K"], "`megamoe reduce tiny --backend p:K`"),
+        (["explain", "tiny", "eager"], "`megamoe explain tiny --backend eager`"),
+        (["replay", "r.safetensors", "k.py:K"], "k.py:K is no stored problem; a backend stands af"),
+        (["replay", "r.safetensors", "k.py"], "`megamoe replay r.safetensors --backend k.py:Kern"),
+        (["replay", "r.safetensors", "eager"], "`megamoe replay r.safetensors --backend eager`"),
+        (["fuzz", "k.py:K"], "k.py:K is unexpected; a backend stands after --backend: `megamoe fu"),
+        (["ab", "eager", "this"], "it is a backend: write `megamoe ab this this --left-backend ea"),
+        (["oracle"], "--case and --out are missing; see `megamoe oracle --help`"),
         (
             ["explain", "-k", "tiny"],
             "unknown option -k; the case stands without an option: `megamoe",
@@ -258,7 +286,9 @@ def test_misuse_is_one_line_and_exit_2(blessed, arguments, message, capsys, monk
     (blessed / "k.py").write_text("class Other: ...\nclass Kernel:\n  forward = print\n")
     (blessed / "empty.py").write_text("not Python")
     (blessed / "p").mkdir()
-    (blessed / "p" / "__init__.py").touch()
+    (blessed / "p" / "__init__.py").write_text("from .part import Kernel, other")
+    (blessed / "p" / "part.py").write_text("class Kernel:\n  def forward(self, p): ...")
+    (blessed / "two.py").write_text("class A:\n  def prepare(self): ...\nclass B(A): ...")
     (blessed / "p2.safetensors").write_text("no safetensors")
     (blessed / "r.json").write_text("{}")
     assert main(arguments) == 2
@@ -415,6 +445,9 @@ def test_a_stopped_run(monkeypatch, capsys):
 # --- what a verb imports --------------------------------------------------------------------------
 
 
+_EARLY = ("early", "early_backend", "early_places", "main", "parser", "parsers")
+
+
 def test_a_verb_imports_its_own_module_and_not_the_others(tmp_path):
     """``worker`` copies a file; torch, which takes seconds, is nothing to it."""
     code = (
@@ -429,7 +462,7 @@ def test_a_verb_imports_its_own_module_and_not_the_others(tmp_path):
     )
     assert process.stdout.splitlines()[-1].split() == [
         "0", "True", "False",
-        *(f"megamoe.commands.{n}" for n in ("early", "early_places", "main", "parser", "parsers")),
+        *(f"megamoe.commands.{n}" for n in _EARLY),
         *(f"megamoe.commands.parsers.{n}" for n in ("names", "worker")), "megamoe.commands.worker",
     ]  # fmt: skip
 
@@ -565,5 +598,5 @@ def test_the_values_of_an_option_with_several_are_no_words_of_their_own():
     line = ["bisect", "--good", "a", "--bad", "b", "--only", "kernel.py", "other.py", "--backend"]
     parsed = whole_parser().parse_args([*line, "kernel.py:K"])
     assert parsed.only == ["kernel.py", "other.py"] and parsed.backend == "kernel.py:K"
-    with pytest.raises(UsageError, match=r"kernel\.py is no case; a backend stands after"):
+    with pytest.raises(UsageError, match=r"kernel\.py is unexpected; a backend stands after"):
         whole_parser().parse_args(["bisect", "kernel.py", "--only", "a"])

@@ -8,7 +8,6 @@ options that do not go together.
 from __future__ import annotations
 
 import argparse
-import ast
 import re
 import shlex
 import shutil
@@ -19,13 +18,11 @@ from typing import Final
 from megamoe.cases import load_entries, shards
 from megamoe.cases.pattern import PROBLEM_SUFFIX as PROBLEM
 from megamoe.cases.pattern import matching, one_of
-from megamoe.commands import UsageError, early_places
+from megamoe.commands import UsageError, early_backend, early_places
 from megamoe.commands.parsers.names import DIMENSIONS
 from megamoe.spec.contract import contract
-from megamoe.suggest import hint, nearest
-from megamoe.worker import known
+from megamoe.suggest import hint
 from megamoe.worker.choice import AUTO
-from megamoe.worker.session import METHODS
 
 PROBLEM_WRITERS: Final = (
     "`megamoe reduce`, `megamoe fuzz` and `megamoe capture` write stored problems"
@@ -44,7 +41,6 @@ WRITERS: Final = {
 """What writes the file that an argument names."""
 REPORTS: Final = ("result", "reports", "failed")
 """Arguments that name a report."""
-_JUDGES: Final = "`megamoe replay {} --backend B` judges a backend on it"
 
 
 def check(a: argparse.Namespace) -> None:
@@ -65,7 +61,7 @@ def check(a: argparse.Namespace) -> None:
             if name in REPORTS and path.endswith(PROBLEM):
                 raise UsageError(
                     f"{path} is the name of a stored problem, and a report is needed here; "
-                    f"{_JUDGES.format(shlex.quote(path))}"
+                    f"{early_backend.JUDGES.format(shlex.quote(path))}"
                 )
             if not Path(path).exists():
                 raise UsageError(_no_file(Path(path), WRITERS.get(name, "")))
@@ -77,7 +73,7 @@ def check(a: argparse.Namespace) -> None:
     if "shard" in options:
         shards.parse(options["shard"])
     if options.get("backend_is") == "here" and "backend" in options:
-        _backend(options["backend"], python is None)
+        early_backend.check(options["backend"], python is None)
     if options.get("dimension", DIMENSIONS[0]) not in DIMENSIONS:
         raise UsageError(unknown_dimension(options["dimension"], DIMENSIONS))
     for name in options.get("stored", ()):
@@ -97,73 +93,18 @@ def _no_file(path: Path, writer: str) -> str:
     such a file."""
     if not path.parent.is_dir():
         return f"{path}: no such file, and no folder {path.parent}"
-    suggestion = _beside(path)
+    suggestion = early_backend.beside(path)
     return f"{path}: no such file{suggestion or (f'; {writer}' if writer else '')}"
-
-
-def _beside(path: Path) -> str:
-    """``; did you mean FILE?``: the file of the same folder and ending that has the nearest name;
-    empty where none is like it."""
-    ending = path.suffix or ".py"
-    stems = [one.stem for one in path.parent.glob(f"*{ending}")] if path.parent.is_dir() else []
-    name = nearest(path.stem, sorted(stems))
-    return f"; did you mean {path.with_name(name + ending)}?" if name else ""
 
 
 def _list(value: object) -> list[str]:
     return [str(one) for one in value] if isinstance(value, list) else [str(value)] * bool(value)
 
 
-def _backend(spec: str, is_this_python: bool) -> None:
-    """A file that is not there, or a name that this Python does not know."""
-    if spec.endswith(PROBLEM):
-        judges = _JUDGES.format(shlex.quote(spec))
-        raise UsageError(f"backend {spec}: a stored problem is no backend; {judges}")
-    if known.is_file(spec):
-        path = Path(known.file_of(spec)).expanduser().resolve()
-        if path.is_dir() and not known.source_of(path).is_file():
-            raise UsageError(f"backend {spec}: {path} is a folder without __init__.py, so no "
-                             "package; name a file in it, as FOLDER/FILE.py:CLASS")  # fmt: skip
-        path = known.source_of(path)
-        if not path.is_file():
-            raise UsageError(f"backend {spec}: no Python file at {path}"
-                             f"{_suggestion(spec) or '; check the path before the :'}")  # fmt: skip
-        if spec.endswith((".py", ":")):
-            file = spec.removesuffix(":")
-            specs = [f"{file}:{name}" for name in _classes(path)] or [f"{file}:CLASS"]
-            raise UsageError(f"backend {spec}: say which object, as {' or '.join(specs)}")
-    elif is_this_python and spec != "auto" and spec not in known.available():
-        suggestion = _suggestion(spec)
-        raise UsageError(
-            f"unknown backend {spec!r}{suggestion}" if suggestion else known.unknown(spec)
-        )
-
-
-def _suggestion(spec: str) -> str:
-    """``; did you mean FILE.py:CLASS?`` for a file without its ending, or with one letter wrong."""
-    file, _, name = spec.rpartition(":")
-    file, name = (file, name) if file else (name, "")
-    path = Path(file)
-    if not name and known.source_of(path.expanduser()).name == "__init__.py":
-        package = known.source_of(path.expanduser())
-        return f"; did you mean {file}:CLASS, of the package?" if package.is_file() else ""
-    for whole in (Path(f"{file}.py"), Path(f"{file.replace('.', '/')}.py")):
-        if whole.expanduser().is_file():
-            classes = _classes(whole.expanduser())
-            name = nearest(name, classes) or name or next(iter(classes), "CLASS")
-            return f"; did you mean {whole}:{name}?"
-    return _beside(path) if path.suffix == ".py" else ""
-
-
 def _no_problem(a: argparse.Namespace, name: str) -> None:
     """A case or a backend where the file of a stored problem is meant."""
     if Path(name).exists() or name.endswith(".safetensors"):
         return
-    if known.is_file(name):
-        raise UsageError(
-            f"{name} is no stored problem; a backend stands after --backend: "
-            f"`megamoe replay FILE.safetensors --backend {shlex.quote(name)}`"
-        )
     root = Path(a.golden) if getattr(a, "golden", None) else None
     ids = {one.id for one in load_entries(root) if name in (one.id, one.name)}
     if ids:
@@ -184,24 +125,6 @@ def _check_problem(path: Path) -> None:
         raise UsageError(
             f"{path} is no stored problem, since it is no safetensors file; {PROBLEM_WRITERS}"
         )
-
-
-def _classes(path: Path) -> list[str]:
-    """The classes of a file that could be a backend, as its text shows them."""
-    try:
-        body = ast.parse(path.read_bytes()).body
-    except (OSError, SyntaxError, ValueError):
-        return []
-    classes = [one for one in body if isinstance(one, ast.ClassDef)]
-    members = {c.name: {name for part in c.body for name in _names(part)} for c in classes}
-    return [name for name, methods in members.items() if methods & {*METHODS}]
-
-
-def _names(part: ast.stmt) -> list[str]:
-    """The names that a statement of a class gives: of a method, or left of a ``=``."""
-    if isinstance(part, ast.Assign):
-        return [target.id for target in part.targets if isinstance(target, ast.Name)]
-    return [getattr(part, "name", "")]
 
 
 def _case(a: argparse.Namespace, options: dict[str, object]) -> None:
