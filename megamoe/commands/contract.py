@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,7 +75,7 @@ def run_list(a: argparse.Namespace) -> int:
             first = (revision, count) if at == 0 else ("", "")
             table.add_row(*first, escape(_together(names)), escape(differences))
         table.add_section()
-    _console().print(table)
+    Console().print(table)
     return 0
 
 
@@ -86,7 +85,7 @@ def run_show(a: argparse.Namespace) -> int:
     table = Table("clause", "value", "evidence", title=f"contract {a.revision}")
     for name, clause in clauses.items():
         table.add_row(name, escape(_value(clause.value)), escape(clause.evidence))
-    _console().print(table)
+    Console().print(table)
     build = builds.build_of(a.revision)
     if build is not None:
         _print_build(build)
@@ -106,7 +105,7 @@ def run_diff(a: argparse.Namespace) -> int:
     if not table.row_count:
         print(f"{a.left} and {a.right} have the same clauses, with the same values")
     else:
-        _console().print(table)
+        Console().print(table)
     if a.left in CONTRACTS and a.right in CONTRACTS:
         _print_cases(root_of(a), CONTRACTS[a.left], CONTRACTS[a.right], a.verbose)
     return 0
@@ -240,8 +239,3 @@ def _print_build(build: builds.Build) -> None:
     print(f"  revision: {build.revision}{f', but {differences}' if differences else ''}")
     for note in build.notes:
         print(f"  note: {note}")
-
-
-def _console() -> Console:
-    # Plain width where this is no terminal: a table in a file should not wrap.
-    return Console(width=None if sys.stdout.isatty() else 150)

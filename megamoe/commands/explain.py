@@ -126,7 +126,7 @@ def _run(a: argparse.Namespace, stack: ExitStack) -> int:
     diagnosis["seconds"] = round(time.perf_counter() - start, 3)
     diagnosis["original"] = _original(subject.about, diagnosis)
     if not _json(a, {"causes": causes(diagnosis, every=True) if actual else [], **diagnosis}):
-        console = Console(width=None if sys.stdout.isatty() else 150)
+        console = Console()
         brief({**diagnosis, "case": subject.title}, console)
         hint = ""
         if subject.case is not None and explain_larger.is_short(subject.case, diagnosis):
