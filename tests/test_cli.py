@@ -241,6 +241,19 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
         (["replay", "r.safetensors", "eager"], "`megamoe replay r.safetensors --backend eager`"),
         (["fuzz", "k.py:K"], "k.py:K is unexpected; a backend stands after --backend: `megamoe fu"),
         (["ab", "eager", "this"], "it is a backend: write `megamoe ab this this --left-backend ea"),
+        (["init"], "name DIR, as in `megamoe init my-kernel`"),
+        (["merge"], "name REPORT, as in `megamoe merge shard-1.json shard-2.json`"),
+        (["report"], "name RESULT.json, as in `megamoe report out.json -o report.html`"),
+        (["capture"], "name SCRIPT.py, as in `megamoe capture engine.py`"),
+        (["merge", "."], ". is a directory; name a file"),
+        (["report", "nothing"], "nothing is empty; `megamoe check --json FILE` writes one"),
+        (["bench", "--from", "."], ". is a directory; name a file"),
+        (["kernels", "--results", "nothing"], "nothing is empty"),
+        (["confirm", "--from", "nothing"], "nothing is empty"),
+        (["capture", "."], ". is a directory; name a file"),
+        (["replay", "p"], "p is a directory; name a file"),
+        (["replay", "nothing"], "nothing is empty; `megamoe reduce`, `megamoe fuzz` and `megamoe"),
+        (["explain", "tiny", "--actual", "nothing"], "nothing is empty"),
         (["oracle"], "--case and --out are missing; see `megamoe oracle --help`"),
         (
             ["explain", "-k", "tiny"],
@@ -285,6 +298,7 @@ def test_misuse_is_one_line_and_exit_2(blessed, arguments, message, capsys, monk
     monkeypatch.chdir(blessed)
     (blessed / "k.py").write_text("class Other: ...\nclass Kernel:\n  forward = print\n")
     (blessed / "empty.py").write_text("not Python")
+    (blessed / "nothing").touch()
     (blessed / "p").mkdir()
     (blessed / "p" / "__init__.py").write_text("from .part import Kernel, other")
     (blessed / "p" / "part.py").write_text("class Kernel:\n  def forward(self, p): ...")

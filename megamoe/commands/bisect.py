@@ -97,10 +97,10 @@ def _line(step: dict[str, Any], is_known: bool) -> Text:
 
 def _show(report: dict[str, Any], console: Console) -> None:
     if report["cases"]:
-        table = Table("case", "first stage", title="what the first bad one moved",
+        table = Table("case", "first stage that moved", title="what the first bad one moved",
                       title_justify="left")  # fmt: skip
-        table.add_column("elements", justify="right")
-        table.add_column("most ULPs", justify="right")
+        table.add_column("elements that moved", justify="right")
+        table.add_column("most ULPs apart", justify="right")
         for case in report["cases"][:10]:
             stage = case["stages"][case["first_stage"]]
             far = "NaN" if stage["max_ulps"] is None else str(stage["max_ulps"])

@@ -63,8 +63,7 @@ def check(a: argparse.Namespace) -> None:
                     f"{path} is the name of a stored problem, and a report is needed here; "
                     f"{early_backend.JUDGES.format(shlex.quote(path))}"
                 )
-            if not Path(path).exists():
-                raise UsageError(_no_file(Path(path), WRITERS.get(name, "")))
+            _check_file(Path(path), WRITERS.get(name, ""))
     python = options.get("interpreter")
     if python is not None and shutil.which(python) is None:
         raise UsageError(f"--python {python}: no program; name a Python interpreter")
@@ -86,6 +85,16 @@ def unknown_dimension(name: str, names: Sequence[str]) -> str:
     """The message for a name that no dimension of ``coverage`` has."""
     listing = f"; known: {', '.join(names)}"
     return f"unknown dimension {name!r}{hint(name, names) or listing}"
+
+
+def _check_file(path: Path, writer: str) -> None:
+    """``UsageError`` where a file to read is not there, is a directory, or is empty."""
+    if not path.exists():
+        raise UsageError(_no_file(path, writer))
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory; name a file")
+    if path.suffix != ".py" and path.is_file() and not path.stat().st_size:
+        raise UsageError(f"{path} is empty{f'; {writer}' if writer else ''}")
 
 
 def _no_file(path: Path, writer: str) -> str:
@@ -117,6 +126,7 @@ def _no_problem(a: argparse.Namespace, name: str) -> None:
 
 def _check_problem(path: Path) -> None:
     """A file that cannot be safetensors: this format begins with the length of a JSON object."""
+    _check_file(path, PROBLEM_WRITERS)
     if not path.is_file():  # a fifo, say, which must not be read twice
         return
     with path.open("rb") as file:
@@ -136,8 +146,6 @@ def _case(a: argparse.Namespace, options: dict[str, object]) -> None:
         return
     takes_file = options["case_is"] == "subject" or "takes_file" in options
     if takes_file and str(case).endswith(PROBLEM):
-        if not Path(str(case)).exists():
-            raise UsageError(_no_file(Path(str(case)), PROBLEM_WRITERS))
         _check_problem(Path(str(case)))
         return
     if str(case).endswith(".json") and Path(str(case)).is_file():

@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
         missing = message.removeprefix(_REQUIRED)
         example = self.get_default("example")
         if example and missing != message:
-            both = missing.replace(", ", " and ")
+            both = missing.removesuffix(", ...").replace(", ", " and ")
             raise UsageError(f"name {both}, as in `{self.prog} {example}`")
         if missing != message:
             action = next((a for a in self._actions if missing in a.option_strings), None)
