@@ -86,14 +86,14 @@ def classes(path: Path) -> list[str]:
     return [name for name, is_backend in _names(path, ()).items() if is_backend]
 
 
-def _names(path: Path, seen: tuple[Path, ...]) -> dict[str, bool]:
-    """The classes that a file has or imports, and whether each could be a backend; ``seen``: the
+def _names(path: Path, trail: tuple[Path, ...]) -> dict[str, bool]:
+    """The classes that a file has or imports, and whether each could be a backend; ``trail``: the
     files that are being read."""
     names = dict[str, bool]()
     for part in _statements(path):
         if isinstance(part, ast.ImportFrom):
             source = _source(part, path)
-            beside = _names(source, (*seen, path)) if source and source not in seen else {}
+            beside = _names(source, (*trail, path)) if source and source not in trail else {}
             for one in part.names:
                 if one.name in beside:
                     names[one.asname or one.name] = beside[one.name]
