@@ -62,6 +62,6 @@ def _folder(path: Path) -> None:
     there = next(one for one in (path, *path.absolute().parents) if one.exists())
     if not there.is_dir():
         place = "" if there == path else f"{path}: "
-        raise UsageError(f"{place}{there} is a file and no folder; name a folder")
+        raise UsageError(f"{place}{there} is a file; name a folder")
     if not os.access(there, os.W_OK):
         raise UsageError(f"{path}: you may not write in the folder {there}")
