@@ -10,18 +10,18 @@ CASE ?=
 # A variable on the command line that nothing reads would be ignored, and more would run than was
 # asked for: so it is an error. What is exported by a shell is not looked at.
 KNOWN := PYTHON BACKEND TIER JOBS ARGS CASE MEGAMOE_PYTHON TORCH INCLUDE NVCC
-# "; did you mean NAME?", or nothing: of a word and the known names.
-MEANT = $(shell '$(PYTHON)' -m megamoe.suggest '$(1)' $(2) 2>/dev/null)
+# "; did you mean NAME?", or ";": of a word and the known names.
+MEANT = $(or $(shell '$(PYTHON)' -m megamoe.suggest '$(1)' $(2) 2>/dev/null),;)
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$v))
 UNKNOWN := $(filter-out $(KNOWN) SHELL MAKEFLAGS,$(GIVEN))
 ifneq ($(UNKNOWN),)
-$(error no verb reads $(firstword $(UNKNOWN))$(call MEANT,$(firstword $(UNKNOWN)),$(KNOWN)); known variables: $(KNOWN))
+$(error no verb reads $(firstword $(UNKNOWN))$(call MEANT,$(firstword $(UNKNOWN)),$(KNOWN)) `make` reads: $(KNOWN))
 endif
 VERBS := help setup check check-full test test-fast lint format bench golden-verify sanitize \
   compile-sm100 versions lock clean
 UNKNOWN := $(filter-out $(VERBS),$(MAKECMDGOALS))
 ifneq ($(UNKNOWN),)
-$(error no verb $(firstword $(UNKNOWN))$(call MEANT,$(firstword $(UNKNOWN)),$(VERBS)); `make` lists the verbs)
+$(error no verb $(firstword $(UNKNOWN))$(call MEANT,$(firstword $(UNKNOWN)),$(VERBS)) `make` lists the verbs)
 endif
 OF_CASES := check check-full golden-verify
 ifneq ($(filter CASE,$(GIVEN)),)

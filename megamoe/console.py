@@ -6,7 +6,8 @@ colours and bars. It writes past that filter and filters the texts that it is gi
 
 from __future__ import annotations
 
-from typing import IO, Any, NoReturn
+import os
+from typing import IO, Any, Final, NoReturn
 
 import rich.console
 from rich.console import ConsoleOptions, ConsoleRenderable, RenderResult
@@ -40,11 +41,18 @@ class _Hook(rich.console.RenderHook):
         return [_Clean(one) for one in renderables]
 
 
+NO_WIDTH: Final = 100_000
+"""Columns of what is no terminal: as many as no line has."""
+
+
 class Console(rich.console.Console):
-    """rich's console, for texts from outside. A closed pipe is a ``BrokenPipeError``."""
+    """rich's console, for texts from outside. A closed pipe is a ``BrokenPipeError``. A pipe or a
+    file has no width, unless the variable COLUMNS gives it one: no line there is wrapped or cut."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        if "width" not in options and not self.is_terminal and not os.environ.get("COLUMNS"):
+            self.width = NO_WIDTH
         self.push_render_hook(_Hook())
 
     @property

@@ -28,7 +28,8 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
 
 def hint(word: str, names: Iterable[str]) -> str:
-    """``; did you mean NAME?``, to put behind a message; empty if no name is alike.
+    """``; did you mean NAME?``, to put behind a message; empty if no name is alike. What stands
+    behind it is added by :func:`follow`.
 
     Where several names contain the word, these are named: at most :data:`MAX_NAMES`.
     """
@@ -40,6 +41,11 @@ def hint(word: str, names: Iterable[str]) -> str:
         return f"; did you mean one of {', '.join(holders[:MAX_NAMES])}{more}?"
     name = holders[0] if holders else name
     return f"; did you mean {name}?" if name else ""
+
+
+def follow(text: str, more: str) -> str:
+    """``text; more``, and ``text? More`` where ``text`` ends with a question."""
+    return f"{text} {more[:1].upper()}{more[1:]}" if text.endswith("?") else f"{text}; {more}"
 
 
 if __name__ == "__main__":  # the Makefile asks: the word, then the names

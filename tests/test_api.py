@@ -173,7 +173,7 @@ WRONG = {
     "top_k 5 needs as many experts, and there are 4": {"top_k": 5},
     "seed is -1; it must be an integer": {"seed": -1},
     "unknown key 'size'": {"size": 3},
-    "unknown key 'hiden'; did you mean hidden?; known: activation, ": {"hiden": 64},
+    "unknown key 'hiden'; did you mean hidden? Known: activation, ": {"hiden": 64},
     "rows is a key of stored cases only": {"rows": [0]},
     "unknown hidden recipe 'flat'": {"hidden_states": {"kind": "flat"}},
     "clamp is 'x'": {"clamp": "x"},

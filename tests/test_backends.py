@@ -13,6 +13,10 @@ from megamoe.backends import BackendError, load_backend
 from megamoe.backends.eager import EagerBackend
 from megamoe.worker import known, offer
 
+OTHERS = (
+    "or another class: exact, fp32-ordered, sm90-e4m3, sm90-e4m3-k32, sm100-mxf8f6f4, "
+    "sm90-e4m3-k128, sm90-e4m3-any"
+)
 FILE = '''
 """A kernel of somebody's."""
 
@@ -52,6 +56,13 @@ class Nameless:
 
 class Unknown:
     name, accumulator = "unknown", "fp33"
+    forward = print
+
+class Number(Unknown):
+    accumulator = 32
+
+class Unsaid:
+    name = "unsaid"
     forward = print
 
 class Idle:
@@ -162,7 +173,7 @@ ready = _Ready()
 
 def test_unknown_name():
     assert refusal("deep_germ") == (
-        "unknown backend 'deep_germ'; did you mean deep_gemm?; known: "
+        "unknown backend 'deep_germ'; did you mean deep_gemm? Known: "
         f"{', '.join(backends.available())}, or path/to/file.py:OBJECT"
     )
 
@@ -206,7 +217,8 @@ def test_a_relative_import_outside_of_a_package(file):
 
 def test_an_object_that_is_not_there(file):
     message = refusal(f"{file}:Mien")
-    assert message.startswith(f"backend {file}:Mien: kernel.py has no 'Mien'; did you mean Mine?")
+    text = f"backend {file}:Mien: kernel.py has no 'Mien'; did you mean Mine? It has Mine, NoDevice"
+    assert message.startswith(text) and message.endswith(f"; name one, as {file}:Mine")
 
 
 def test_what_could_be_a_backend_in_a_file(tmp_path):
@@ -214,7 +226,8 @@ def test_what_could_be_a_backend_in_a_file(tmp_path):
     file = tmp_path / "many.py"
     file.write_text(MANY)
     assert refusal(f"{file}:X") == (
-        f"backend {file}:X: many.py has no 'X'; it has Eager, Own, factory, plain, ready"
+        f"backend {file}:X: many.py has no 'X'; it has Eager, Own, factory, plain, ready; name "
+        f"one, as {file}:Eager"
     )
 
 
@@ -247,7 +260,7 @@ def test_a_factory_that_needs_more(file):
     assert "needs_more is a function that takes size; name a class, or a function that " in message
     assert message.endswith(
         "but device and contract; it has Mine, NoDevice, make, fails, Demanding, OBJECT, Nameless, "
-        "Unknown"
+        f"Unknown, Number, Unsaid; name one, as {file}:Mine"
     )
 
 
@@ -275,20 +288,24 @@ def test_an_entry_point_that_does_not_load(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "attribute,says",
+    ("attribute", "says"),
     [
-        ("NOT_A_BACKEND", "int has no `name`; give it a non-empty string"),
-        ("Nameless", "Nameless has no `name`; give it a non-empty string"),
+        ("NOT_A_BACKEND", 'int has no `name`; write name = "mine", or another name, in int'),
+        ("Nameless", 'Nameless has no `name`; write name = "mine", or another name, in Nameless'),
         (
             "Idle",
-            "nothing to judge; give it one of forward, prepare, eplb_map, "
+            "Idle has nothing to judge; write a method in it: forward, prepare, eplb_map, "
             "transform_weights, forward_group",
         ),
+        ("Unsaid", f'Unsaid has no `accumulator`; write accumulator = "fp32" in Unsaid, {OTHERS}'),
         (
             "Unknown",
-            "`accumulator` is 'fp33'; did you mean fp32?; set it to one of "
-            "exact, fp32, fp32-ordered, sm90-e4m3, sm90-e4m3-k32, sm100-mxf8f6f4, "
-            "sm90-e4m3-k128, sm90-e4m3-any",
+            "`accumulator` of Unknown is 'fp33'; did you mean fp32? Write accumulator = "
+            f'"fp32" in Unknown, {OTHERS}',
+        ),
+        (
+            "Number",
+            '`accumulator` of Number is 32; write accumulator = "fp32" in Number, ' + OTHERS,
         ),
     ],
 )

@@ -120,13 +120,13 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["chekc"], "unknown verb 'chekc'; did you mean check?; see `megamoe --help`"),
+        (["chekc"], "unknown verb 'chekc'; did you mean check? See `megamoe --help`"),
         (["zzz"], "unknown verb 'zzz'; known: init, check,"),
         ([], "name a verb: init, check,"),
         (["contract"], "name a verb: list, show, diff, detect; see `megamoe contract --help`"),
         (["contract", "shwo"], "unknown verb 'shwo'; did you mean show?"),
         (["contract", "show", "2026-12"], "unknown revision or build '2026-12'; did you mean 20"),
-        (["check", "--bakend", "x"], "unknown option --bakend; did you mean --backend?; see `mega"),
+        (["check", "--bakend", "x"], "unknown option --bakend; did you mean --backend? See `mega"),
         (["check", "-Z", "--backend", "eager"], "unknown option -Z; see `megamoe check --help`"),
         (["golden", "record", "--cas=x"], "unknown option --cas; did you mean --case?"),
         (["capture", "--ou", "x", "x.py"], "unknown option --ou; did you mean --out?"),
@@ -141,15 +141,31 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
             ["check", "--backend", "cases:K"],
             "/cases is a folder without __init__.py, so no package; n",
         ),
-        (["check", "--backend", "p"], "unknown backend 'p'; did you mean p:CLASS, of the package?"),
+        (["check", "--backend", "p"], "name its class: --backend p:Kernel"),
+        (["check", "--backend", "p:"], "name its class: --backend p:Kernel"),
+        (
+            ["check", "--backend", "."],
+            "name a file in it, as --backend k.py:Kernel or --backend tw",
+        ),
         (["check", "--backend", "k"], "unknown backend 'k'; did you mean k.py:Kernel?"),
         (["check", "--backend", "empt.py:K"], "did you mean empty.py?"),
         (["check", "--backend", "x"], "unknown backend 'x'; known: eager"),
-        (["check", "--backend", "k.py"], "backend k.py: say which object, as k.py:Kernel"),
-        (["check", "--backend", "empty.py:"], "say which object, as empty.py:CLASS"),
-        (["check", "--backend", "egaer"], "unknown backend 'egaer'; did you mean eager?; known: "),
+        (["check", "--backend", "k.py"], "backend k.py: name its class: --backend k.py:Kernel"),
+        (
+            ["check", "--backend", "two.py"],
+            "name a class: --backend two.py:A or --backend two.py:B",
+        ),
+        (
+            ["check", "--backend", "two"],
+            "'two': name a class: --backend two.py:A or --backend two.",
+        ),
+        (
+            ["check", "--backend", "empty.py:"],
+            "say which object, as empty.py:CLASS; its text shows no class wit",
+        ),
+        (["check", "--backend", "egaer"], "unknown backend 'egaer'; did you mean eager? Known: "),
         (["check", "--backend", "no.py:X"], "no Python file at"),
-        (["check", "--backend", "eager", "--contract", "2026-1"], "did you mean 2026-11?; known: "),
+        (["check", "--backend", "eager", "--contract", "2026-1"], "did you mean 2026-11? Known: "),
         (["check", "--backend", "eager", "--python", "nopython"], "--python nopython: no program"),
         (["check", "--backend", "eager", "--failed", "no.json"], "no.json: no such file"),
         (["check", "--backend", "eager", "--case", "x"], "unknown case: nothing matches 'x'"),
@@ -165,7 +181,7 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
         (["check", "--backend", "eager", "--timeout", "nan"], "'nan' is not a number of seconds"),
         (["check", "--backend", "eager", "--json", "."], ". is a directory; name a file"),
         (["check", "--backend", "eager", "--kind", "x"], "'x' is not known; known: staging"),
-        (["check", "--backend", "eager", "--kind", "remap"], "did you mean eplb?; known: staging,"),
+        (["check", "--backend", "eager", "--kind", "remap"], "did you mean eplb? Known: staging,"),
         (["check", "--backend", "eager", "--kind", "epbl"], "did you mean eplb?"),
         (["replay"], "name FILE.safetensors, as in `megamoe replay reduced-CASE.safetensors --ba"),
         (["replay", "tiny"], "`megamoe check --backend B --case tiny` judges the case"),
@@ -175,7 +191,7 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
             "`megamoe replay a/r.safetensors --backend B` judges it",
         ),
         (["oracle", "--case", "x", "--out", "y"], "nothing has the id or name 'x'; `megamoe list"),
-        (["show", "staging/smal"], "did you mean staging/small?; `megamoe list` shows all"),
+        (["show", "staging/smal"], "did you mean staging/small? `megamoe list` shows all"),
         (["show", "tinny"], "nothing matches 'tinny'; did you mean tiny?"),
         (["explain", "forward/tinny"], "did you mean forward/tiny?"),
         (["explain", "errors/over"], "errors/over is of kind errors, which explain does not take"),
@@ -206,14 +222,39 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
             ["ab", "k.py:A", "b.py:B"],
             "`megamoe ab this this --left-backend k.py:A --right-backend b.py:B`",
         ),
-        (["ab", "this", "k.py"], "this --left-backend k.py:CLASS --right-backend FILE.py:CLASS`"),
+        (["ab", "this", "k.py"], "this --left-backend k.py:Kernel --right-backend FILE.py:CLASS`"),
         (["report", "no/x.json"], "no/x.json: no such file, and no folder no"),
         (
             ["check", "k.py:K"],
             "k.py:K is no case; a backend stands after --backend: `megamoe check --backend k.py:K`",
         ),
-        (["check", "k.py", "-n", "1"], "`megamoe check --backend k.py:CLASS`"),
+        (["check", "k.py", "-n", "1"], "`megamoe check --backend k.py:Kernel`"),
+        (
+            ["check", "eager"],
+            "eager is no case; a backend stands after --backend: `megamoe check -",
+        ),
         (["reduce", "k.py:K"], "`megamoe reduce CASE --backend k.py:K`"),
+        (["reduce", "tiny", "p:K"], "`megamoe reduce tiny --backend p:K`"),
+        (["explain", "tiny", "eager"], "`megamoe explain tiny --backend eager`"),
+        (["replay", "r.safetensors", "k.py:K"], "k.py:K is no stored problem; a backend stands af"),
+        (["replay", "r.safetensors", "k.py"], "`megamoe replay r.safetensors --backend k.py:Kern"),
+        (["replay", "r.safetensors", "eager"], "`megamoe replay r.safetensors --backend eager`"),
+        (["fuzz", "k.py:K"], "k.py:K is unexpected; a backend stands after --backend: `megamoe fu"),
+        (["ab", "eager", "this"], "it is a backend: write `megamoe ab this this --left-backend ea"),
+        (["init"], "name DIR, as in `megamoe init my-kernel`"),
+        (["merge"], "name REPORT, as in `megamoe merge shard-1.json shard-2.json`"),
+        (["report"], "name RESULT.json, as in `megamoe report out.json -o report.html`"),
+        (["capture"], "name SCRIPT.py, as in `megamoe capture engine.py`"),
+        (["merge", "."], ". is a directory; name a file"),
+        (["report", "nothing"], "nothing is empty; `megamoe check --json FILE` writes one"),
+        (["bench", "--from", "."], ". is a directory; name a file"),
+        (["kernels", "--results", "nothing"], "nothing is empty"),
+        (["confirm", "--from", "nothing"], "nothing is empty"),
+        (["capture", "."], ". is a directory; name a file"),
+        (["replay", "p"], "p is a directory; name a file"),
+        (["replay", "nothing"], "nothing is empty; `megamoe reduce`, `megamoe fuzz` and `megamoe"),
+        (["explain", "tiny", "--actual", "nothing"], "nothing is empty"),
+        (["oracle"], "--case and --out are missing; see `megamoe oracle --help`"),
         (
             ["explain", "-k", "tiny"],
             "unknown option -k; the case stands without an option: `megamoe",
@@ -257,15 +298,18 @@ def test_misuse_is_one_line_and_exit_2(blessed, arguments, message, capsys, monk
     monkeypatch.chdir(blessed)
     (blessed / "k.py").write_text("class Other: ...\nclass Kernel:\n  forward = print\n")
     (blessed / "empty.py").write_text("not Python")
+    (blessed / "nothing").touch()
     (blessed / "p").mkdir()
-    (blessed / "p" / "__init__.py").touch()
+    (blessed / "p" / "__init__.py").write_text("from .part import Kernel, other")
+    (blessed / "p" / "part.py").write_text("class Kernel:\n  def forward(self, p): ...")
+    (blessed / "two.py").write_text("class A:\n  def prepare(self): ...\nclass B(A): ...")
     (blessed / "p2.safetensors").write_text("no safetensors")
     (blessed / "r.json").write_text("{}")
     assert main(arguments) == 2
     output = capsys.readouterr()
     message = message.format(here=blessed)
     assert output.err.startswith("megamoe: error: ") and message in output.err
-    assert output.err.count("\n") == 1 and output.out == ""
+    assert output.err.count("\n") == 1 and output.out == "" and "?;" not in output.err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
@@ -415,6 +459,9 @@ def test_a_stopped_run(monkeypatch, capsys):
 # --- what a verb imports --------------------------------------------------------------------------
 
 
+_EARLY = ("early", "early_backend", "early_places", "main", "parser", "parsers")
+
+
 def test_a_verb_imports_its_own_module_and_not_the_others(tmp_path):
     """``worker`` copies a file; torch, which takes seconds, is nothing to it."""
     code = (
@@ -429,7 +476,7 @@ def test_a_verb_imports_its_own_module_and_not_the_others(tmp_path):
     )
     assert process.stdout.splitlines()[-1].split() == [
         "0", "True", "False",
-        *(f"megamoe.commands.{n}" for n in ("early", "main", "parser", "parsers")),
+        *(f"megamoe.commands.{n}" for n in _EARLY),
         *(f"megamoe.commands.parsers.{n}" for n in ("names", "worker")), "megamoe.commands.worker",
     ]  # fmt: skip
 
@@ -443,6 +490,7 @@ LIGHT = [
     ["completion", "bash"], ["chekc"], ["check", "--bakend", "x"], ["check", "--backend", "x"],
     ["check", "--backend", "no.py:X"], ["explain", "x"], ["help", "check"],
     ["coverage", "--dimension", "x"], ["check", "k.py:K"], ["replay", "README.md"],
+    ["fuzz", "--backend", "eager", "--out", "x"], ["confirm"],
 ]  # fmt: skip
 
 
@@ -564,5 +612,5 @@ def test_the_values_of_an_option_with_several_are_no_words_of_their_own():
     line = ["bisect", "--good", "a", "--bad", "b", "--only", "kernel.py", "other.py", "--backend"]
     parsed = whole_parser().parse_args([*line, "kernel.py:K"])
     assert parsed.only == ["kernel.py", "other.py"] and parsed.backend == "kernel.py:K"
-    with pytest.raises(UsageError, match=r"kernel\.py is no case; a backend stands after"):
+    with pytest.raises(UsageError, match=r"kernel\.py is unexpected; a backend stands after"):
         whole_parser().parse_args(["bisect", "kernel.py", "--only", "a"])

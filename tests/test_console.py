@@ -17,7 +17,7 @@ from rich.text import Text
 from megamoe.commands.main import CLOSED_PIPE, main
 from megamoe.commands.work import Work
 from megamoe.compare import ab, bisect
-from megamoe.console import Console
+from megamoe.console import NO_WIDTH, Console
 from megamoe.printable import all_printable, guard, printable
 from megamoe.worker.link import Link
 
@@ -65,6 +65,31 @@ def test_colours_stay_and_texts_change_none(monkeypatch: pytest.MonkeyPatch) -> 
     assert "\x1b[1m" in output and "\x1b[32m" in output, "its own styles"
     assert "\x1b[2J" not in output and "\x1b[31m" not in output
     assert "a?[2Jb?c" in output and "?[31mred" in output
+
+
+@pytest.mark.parametrize(("columns", "is_whole"), [("", True), ("60", False)])
+def test_a_pipe_has_no_width_unless_columns_says_so(
+    columns: str, is_whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    console = Console(file=io.StringIO())
+    table = Table("head")
+    table.add_row("word " * 60)
+    console.print(table, "word " * 60)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert (sum("word" in line for line in lines) == 2) is is_whole
+
+
+def test_a_terminal_has_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "")
+    assert Console(file=Terminal()).width < NO_WIDTH
+
+
+def test_no_command_gives_a_width() -> None:
+    """So that :class:`Console` decides for each of them."""
+    sources = Path(main.__code__.co_filename).parents[1].rglob("*.py")
+    assert [path.name for path in sources if re.search(r"Console\(width", path.read_text())] == []
 
 
 def test_no_module_makes_another_console() -> None:

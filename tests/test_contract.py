@@ -17,7 +17,7 @@ def test_every_clause_has_evidence(revision):
 
 def test_revisions_are_found_by_their_name():
     assert all(contract(name) is r and name == r.revision for name, r in REVISIONS.items())
-    with pytest.raises(ValueError, match=r"'2026-07'; did you mean 2026-09\?; known: "):
+    with pytest.raises(ValueError, match=r"'2026-07'; did you mean 2026-09\? Known: "):
         contract("2026-07")
 
 

@@ -434,6 +434,7 @@ def test_a_reduced_file_names_the_cause_of_the_whole(tmp_path, small, capsys):
     path.write_bytes(to_bytes(StoredProblem(small, {"y": output["y"]}, about)))
     assert cli.main(["explain", str(path)]) == 0
     out = capsys.readouterr().out
+    assert out.startswith(f"{path} (forward/whole, reduced): the first wrong stage is y ")
     assert "\nread from token 3 of forward/whole, which was reduced to this file:\n  c: d\n" in out
     assert "\nthis file alone has too few values to tell the cause" in out
     assert "this case was made to catch" not in out, "a file is no case"
@@ -445,7 +446,7 @@ def test_a_statistic_alone_is_said_to_have_no_element():
     """Every element is inside, and the bias of a row is not."""
     judgement = Judgement([Finding("y", 4, text="statistic: row 2: bias 0.003")], ("statistic",))
     a = argparse.Namespace(stage=None, full=False)
-    subject = argparse.Namespace(name="forward/a")
+    subject = argparse.Namespace(title="forward/a")
     with redirect_stdout(StringIO()) as out:
         assert not _is_wrong(a, subject, judgement, ["y"])
     assert out.getvalue().startswith("FAIL forward/a: statistic: row 2: bias 0.003; no single")

@@ -216,14 +216,15 @@ LOADS = {
     "no such object": (START, "backend {spec}: b.py has no 'Backend'; it has nothing that "),
     "no accumulator": (
         "class Backend:\n    name = 'b'\n    def forward(self, p): pass",
-        "backend {spec}: `accumulator` is None; set it to one of "),
+        "backend {spec}: Backend has no `accumulator`; write accumulator = "),
     "an unknown accumulator": (
         FULL.replace("fp32", "fp99"),
-        "backend {spec}: `accumulator` is 'fp99'; set it to one of "),
-    "a number for a name": (FULL.replace("'b'", "7"), "backend {spec}: "),
-    "an empty name": (FULL.replace("'b'", "''"), "backend {spec}: Backend has no `name`; give it"),
+        "backend {spec}: `accumulator` of Backend is 'fp99'; write accumulator = "),
+    "a number for a name": (
+        FULL.replace("'b'", "7"), "backend {spec}: `name` of Backend is 7; write name = "),
+    "an empty name": (FULL.replace("'b'", "''"), "backend {spec}: `name` of Backend is ''; write"),
     "nothing to call": (
-        FULL.replace("forward", "backward"), "backend {spec}: nothing to judge; give it one of "),
+        FULL.replace("forward", "backward"), "backend {spec}: Backend has nothing to judge; "),
     "a fingerprint that raises": (
         FULL + "    def fingerprint(self): 1 / 0",
         "backend {spec}: fingerprint() raised ZeroDivisionError: division by zero"),

@@ -182,6 +182,7 @@ def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, monkeypatch, ca
     assert cli.main(["reduce", str(source), "--backend", spec, "--out", str(out)]) == 0
     again = f"megamoe replay {out} --backend {spec}"
     output = capsys.readouterr().out
+    assert f"FAIL {out} (given.safetensors, reduced): y: " in output
     assert output.rstrip().endswith(f"reproduce: {again}")
     read = output.partition(f" of {source}:\n")[2].splitlines()
     assert read[0].startswith("  cause: ")
@@ -199,12 +200,15 @@ def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, monkeypatch, ca
     assert f"--after: {source} holds one call and no case; name a" in capsys.readouterr().err
     assert cli.main(again.split()[1:]) == 1
     assert cli.main(["replay", str(out), "--backend", "eager"]) == 0
+    assert f"PASS {out} (given.safetensors, reduced): eager, " in capsys.readouterr().out
     assert load(out).about["failure"] == "fail at y"
     assert size(load(out).problem) == (1, 1, 1, 128, 128)
     monkeypatch.chdir(tmp_path)  # without --out
     Path("reduced-out.safetensors").write_text("of an earlier run")
     assert cli.main(["reduce", out.name, "--backend", spec]) == 0
-    assert "\nunchanged: reduced-out.safetensors, from earlier runs\n" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "\nunchanged: reduced-out.safetensors, from earlier runs\n" in output
+    assert "FAIL reduced-out-2.safetensors (given.safetensors, reduced): y: " in output
     assert load(Path("reduced-out-2.safetensors")).about["reduced_from"] == "out.safetensors"
     assert Path("reduced-out.safetensors").read_text() == "of an earlier run"
 

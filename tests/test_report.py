@@ -66,7 +66,7 @@ def test_the_kind_of_result_is_told_from_its_keys(kind: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        ("", "cannot be read as JSON"),
+        ("", "result.json is empty; `megamoe check --json FILE` writes one"),
         ("{", "cannot be read as JSON"),
         ("[]", "no JSON object"),
         ("{}", "is not a result"),

@@ -162,11 +162,11 @@ def test_case_chooses_cases(verb: str, command: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["check", "CASES=x"], "no verb reads CASES; did you mean CASE?; known variables: PYTHON "),
-        (["check", "case=x"], "no verb reads case; did you mean CASE?; known"),
-        (["TIRE=full"], "no verb reads TIRE; did you mean TIER?; known"),
-        (["check", "CAS=x"], "no verb reads CAS; did you mean CASE?; known"),
-        (["chekc"], "no verb chekc; did you mean check?; `make` lists the verbs"),
+        (["check", "CASES=x"], "no verb reads CASES; did you mean CASE? `make` reads: PYTHON "),
+        (["check", "case=x"], "no verb reads case; did you mean CASE? `make` reads: "),
+        (["TIRE=full"], "no verb reads TIRE; did you mean TIER? `make` reads: "),
+        (["check", "CAS=x"], "no verb reads CAS; did you mean CASE? `make` reads: "),
+        (["chekc"], "no verb chekc; did you mean check? `make` lists the verbs"),
         (["chekc", "CASE=x"], "no verb chekc; did you mean check?"),
         (["test", "CASE=x"], "CASE chooses cases of check check-full golden-verify; test"),
         (["CASE=x"], "golden-verify; help reads none"),

@@ -114,7 +114,7 @@ def test_ab_of_bits_within_the_class(ab):
     (case,), code, out = ab(kernel("2026-09"), kernel("2026-09", NUDGE), FREE)
     assert (case["class"], case["first_stage"], code) == (classes.WITHIN, "y", 1)
     assert case["right_under"] == {"left": [*REVISIONS], "right": [*REVISIONS]}
-    assert f"({classes.WITHIN})" in out and "(1 other bits within the class)" in out
+    assert "(right too)" in out and "(1 right too)" in out
 
 
 def test_ab_of_another_contract(ab):
@@ -129,8 +129,9 @@ def test_ab_of_another_contract(ab):
         assert "2026-06" in case["right_under"]["left"]
         assert case["right_under"]["right"] == ["2026-09", "2026-11"]
         assert all(stage["outside_right"] == 0 for stage in case["stages"].values())
-    message = "(other contract: right under 2026-06, sgl before, under 2026-09, 2026-11 now)"
-    assert message in out and "2 of 2 cases moved (2 other contract), first at l2_acts_sf" in out
+    message = "(right under 2026-06, sgl before, under 2026-09, 2026-11 now)"
+    assert message in out
+    assert "2 of 2 cases moved (2 right under another contract), first at l2_acts_sf" in out
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_ab_of_a_fault(ab):
     assert {case["class"] for case in cases} == {classes.OUTSIDE}
     assert all(case["right_under"]["right"] == [] for case in cases)
     assert by_id[SHARED]["right_under"]["left"] == [*REVISIONS]
-    assert "(2 outside)" in out
+    assert "(2 right under no contract)" in out
 
 
 @pytest.mark.parametrize("revision", ["2026-06", "2026-11"])
@@ -186,7 +187,7 @@ def test_ab_of_two_environments_that_differ_in_a_package(tmp_path, capsys):
         pythons.append(str(python))
     code = main(["ab", *pythons, f"--backend={tmp_path}/kernel.py:Kernel", "--case", CASE])
     assert code == 1
-    assert "the one case moved (1 other contract)" in capsys.readouterr().out
+    assert "the one case moved (1 right under another contract)" in capsys.readouterr().out
 
 
 # --- bisect -------------------------------------------------------------------------------------
@@ -216,12 +217,14 @@ def test_bisect_finds_the_step_to_another_contract_and_says_so(bisect):
     code, report, steps, output = bisect(june, june, september, september, case=CASES)
     assert (code, report["subject"], report["class"]) == (0, "kernel 2", classes.CONTRACT)
     assert steps["kernel 2"]["class"] == classes.CONTRACT
-    message = "other contract: right under 2026-06, sgl before, under 2026-09, 2026-11 now"
+    message = "right under 2026-06, sgl before, under 2026-09, 2026-11 now"
     assert steps["kernel 2"]["classes"] == dict.fromkeys(CASES.split(","), message)
     assert f"({message}); and 1 more case" in steps["kernel 2"]["reason"]
-    assert steps["kernel 3"]["reason"].endswith("than the good end's in 2 cases (other contract)")
+    assert steps["kernel 3"]["reason"].endswith(
+        "than the good end's in 2 cases (right under another contract)"
+    )
     assert steps["kernel 1"]["class"] == classes.SAME
-    assert "; other contract; first at " in report["headline"]
+    assert "; its bits are right under another contract; first at " in report["headline"]
     assert report["headline"] in output.out
 
 
@@ -231,13 +234,14 @@ def test_bisect_names_the_worst_of_a_step(bisect):
     _, report, steps, _ = bisect(june, september, september, kernel("2026-09", WRONG))
     assert (report["subject"], report["class"]) == ("kernel 1", classes.CONTRACT)
     assert steps["kernel 3"]["class"] == classes.OUTSIDE
-    assert steps["kernel 3"]["classes"] == {CASE: classes.OUTSIDE}
+    assert steps["kernel 3"]["classes"] == {CASE: "right under no contract"}
 
 
 def test_bisect_of_bits_within_the_class(bisect):
     _, report, steps, _ = bisect(kernel("2026-09"), kernel("2026-09", NUDGE), case=FREE)
     assert report["class"] == steps["kernel 1"]["class"] == classes.WITHIN
-    assert steps["kernel 1"]["classes"] == {FREE: classes.WITHIN}
+    assert steps["kernel 1"]["classes"] == {FREE: "right too"}
+    assert "; its bits are right too; first at " in report["headline"]
 
 
 def test_bisect_by_verdict_says_under_what_a_fail_is_right(bisect):
@@ -295,7 +299,7 @@ def test_bytes_beyond_the_batch_are_right_under_no_contract():
 )
 def test_the_class_of_a_step(before, after, name):
     assert classes.of_step(before, after) == name
-    assert classes.describe(name, before, after).startswith(name)
+    assert classes.describe(name, before, after).startswith("right ")
 
 
 def test_the_worst_of_several():

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from megamoe.backends.eager import EagerBackend
 from megamoe.backends.simulate import problem
 from megamoe.cases.stored import StoredError, StoredProblem, case_of, inputs_of, load, to_bytes
+from megamoe.cases.stored_names import title
 from megamoe.commands import main as cli
 from megamoe.judge import Verdict
 from megamoe.layer.capture import capture
@@ -185,6 +186,21 @@ def test_metadata_of_a_wrong_type_is_named(file, key, value, message):
     with_meta(file, json.dumps({**meta_of(file), key: value}))
     with pytest.raises(StoredError, match=f"small.safetensors: .*{message}"):
         load(file)
+
+
+@pytest.mark.parametrize(
+    ("about", "name"),
+    [
+        ({}, "f"),
+        ({"reduced_from": "forward/a"}, "f (forward/a, reduced)"),
+        ({"reduced_from": "g", "origin": "forward/a"}, "f (forward/a, reduced)"),
+        ({"fuzz": {"seed": 3, "number": 7}}, "f (problem 7 of seed 3)"),
+        ({"captured_from": "engine.layer.Experts"}, "f (a call of Experts)"),
+        ({"reduced_from": "a\n\x1b[2J", "fuzz": 1}, "f (a??[2J, reduced)"),
+    ],
+)
+def test_a_file_is_called_by_what_it_says_of_itself(about, name):
+    assert title("f", about) == name
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", "[" * 100_000])

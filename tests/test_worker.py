@@ -146,7 +146,9 @@ def test_all_calls_of_a_case_go_to_one_worker():
 
 def test_a_pool_of_a_backend_that_is_none_is_one_line(tmp_path):
     (tmp_path / "kernel.py").write_text("class Kernel:\n    name = 'k'\n    accumulator = 'fp33'\n")
-    with pytest.raises(WorkerError, match=r"kernel.py:Kernel: `accumulator` is 'fp33'; did you"):
+    with pytest.raises(
+        WorkerError, match=r"kernel.py:Kernel: `accumulator` of Kernel is 'fp33'; did you"
+    ):
         Pool(Launch(f"{tmp_path}/kernel.py:Kernel"), 2)
 
 

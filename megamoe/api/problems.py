@@ -18,7 +18,7 @@ from megamoe.cases.recipes import forward_problem
 from megamoe.golden import Store, StoredGolden, make, regenerate
 from megamoe.spec.contract import CONTRACTS, NEWEST, Contract, contract
 from megamoe.spec.problem import Problem
-from megamoe.suggest import hint
+from megamoe.suggest import follow, hint
 
 P = ParamSpec("P")
 _NAME: Final = "own"
@@ -156,9 +156,8 @@ def _refusing(draw: Callable[P, Problem]) -> Callable[P, Problem]:
         for name in keywords:
             if name not in own and name not in FORWARD.keys:
                 names = sorted({*own, *FORWARD.keys} - {*_STORED_KEYS})
-                raise CaseError(
-                    f"problem: unknown key {name!r}{hint(name, names)}; known: {', '.join(names)}"
-                )
+                text = f"problem: unknown key {name!r}{hint(name, names)}"
+                raise CaseError(follow(text, f"known: {', '.join(names)}"))
         lacking = [name for name in required if name not in keywords]
         if lacking and not arguments:
             raise CaseError(f"problem: key {lacking[0]!r} is missing; give {', '.join(required)}")

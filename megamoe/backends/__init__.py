@@ -72,8 +72,8 @@ def check_backend(
     """``backend`` itself if it has a name, a known accumulator class and one of ``callables``."""
     identity = serve.identity(backend)
     methods = [name for name in callables if name in identity["callables"]]
-    name, accumulator = (getattr(backend, n, None) for n in ("name", "accumulator"))
-    wrong = complaint(name, accumulator, methods, identity["type"], callables)
+    name, accumulator, kind = (identity[n] for n in ("name", "accumulator", "type"))
+    wrong = complaint(name, accumulator, methods, kind, callables)
     if wrong:
         raise BackendError(f"backend {spec}: {wrong}")
     return backend

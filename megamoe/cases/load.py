@@ -24,7 +24,7 @@ from typing import Any, Final, TypeVar
 from megamoe.cases.kind import KINDS, Case, CaseError, Form, form_of
 from megamoe.cases.pattern import matching
 from megamoe.spec.models import MODELS
-from megamoe.suggest import hint
+from megamoe.suggest import follow, hint
 
 TIERS: Final = ("quick", "full")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
@@ -235,9 +235,8 @@ def _params(where: str, kind: Form, entries: dict[str, Any]) -> dict[str, Any]:
     types = kind.keys
     for key, value in params.items():
         if key not in types:
-            raise CaseError(
-                f"{where}: unknown key {key!r}{hint(key, types)}; known: {', '.join(sorted(types))}"
-            )
+            text = f"{where}: unknown key {key!r}{hint(key, types)}"
+            raise CaseError(follow(text, f"known: {', '.join(sorted(types))}"))
         expected = types[key]
         wrong_bool = isinstance(value, bool) and expected is not bool
         if wrong_bool or not isinstance(value, expected):

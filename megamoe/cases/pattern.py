@@ -16,7 +16,7 @@ from typing import Final, Protocol, TypeVar
 
 from megamoe.cases.kind import CaseError
 from megamoe.printable import quantity
-from megamoe.suggest import nearest
+from megamoe.suggest import follow, nearest
 
 
 class CaseLike(Protocol):
@@ -126,10 +126,8 @@ def _unknown(cases: Sequence[N], glob: str, lacks: str = "matches") -> str:
         )
     near_glob = _nearest_glob(cases, glob)
     if near_glob:
-        return (
-            f"unknown case: nothing {lacks} {glob!r}; did you mean '{near_glob}'? "
-            "`megamoe list` shows all"
-        )
+        text = f"unknown case: nothing {lacks} {glob!r}; did you mean '{near_glob}'?"
+        return follow(text, "`megamoe list` shows all")
     inside = [c for c in cases if glob in c.id]
     near_case = inside[0] if len(inside) == 1 else _nearest(cases, glob)
     if len(inside) > 1:
@@ -137,7 +135,7 @@ def _unknown(cases: Sequence[N], glob: str, lacks: str = "matches") -> str:
     else:
         of_them = "`megamoe list` shows all" if near_case else _of_words(cases, glob)
     more = f"; did you mean {near_case.id if '/' in glob else near_case.name}?" if near_case else ""
-    return f"unknown case: nothing {lacks} {glob!r}{more}; {of_them}"
+    return follow(f"unknown case: nothing {lacks} {glob!r}{more}", of_them)
 
 
 def _of_words(cases: Sequence[N], glob: str) -> str:

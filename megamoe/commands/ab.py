@@ -60,8 +60,12 @@ def run(a: argparse.Namespace) -> int:
 
 
 def _show(report: dict[str, Any], console: Console) -> None:
-    table = Table("stage", title="what moved", title_justify="left")
-    for name in ("cases", "elements", "most ULPs", "outside left", "outside right"):
+    table = Table(
+        "stage",
+        title="what moved, and how many elements the goldens call wrong",
+        title_justify="left",
+    )
+    for name in ("cases", "elements", "most ULPs apart", "wrong left", "wrong right"):
         table.add_column(name, justify="right")
     rows: dict[str, list[dict[str, Any]]] = {}
     for case in report["cases"]:

@@ -42,8 +42,7 @@ def run(a: argparse.Namespace) -> int:
     if a.plot:
         bench.check_drawable()
     rows = bench.load(Path(a.source)) if a.source else _measure(a)
-    # Plain width where this is no terminal: a table in a file should not wrap.
-    Console(width=None if sys.stdout.isatty() else 150).print(bench.table(rows))
+    Console().print(bench.table(rows))
     if a.plot:
         bench.plot(rows, Path(a.plot))
     failures = [row for row in rows if row.best is None and row.what not in PEERS]
@@ -56,7 +55,7 @@ def _scale(a: argparse.Namespace) -> int:
         if getattr(a, option):
             name = {"source": "from"}.get(option, option.replace("_", "-"))
             raise UsageError(f"--scale times nothing, so there is nothing for --{name} to do")
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = Console()
     for machine in scale.MACHINES:
         estimates = [
             scale.estimate(MODELS[SHARES[share].name.lower()], tokens, ranks, machine)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megamoe import confirm, golden
-from megamoe.commands import UsageError, bits
+from megamoe.commands import bits
 from megamoe.commands.shared import progress, root_of
 from megamoe.confirm import ConfirmError, cases
 from megamoe.confirm.gpu import Chip, Device
@@ -30,8 +30,6 @@ STEPS = 4
 
 def run(a: argparse.Namespace) -> int:
     """Write a file, or say what is in one."""
-    if bool(a.out) == bool(a.source):
-        raise UsageError("confirm: give --out FILE where the GPU is, or --from FILE")
     return _read(a) if a.source else _ask(a)
 
 

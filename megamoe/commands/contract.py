@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +17,7 @@ from megamoe.kernels.registry import kernels
 from megamoe.printable import quantity
 from megamoe.spec import builds
 from megamoe.spec.contract import CONTRACTS, Clause, Contract
-from megamoe.suggest import hint
+from megamoe.suggest import follow, hint
 
 _FEW: Final = 3
 """Cases of one side alone that are named without ``--verbose``."""
@@ -76,7 +75,7 @@ def run_list(a: argparse.Namespace) -> int:
             first = (revision, count) if at == 0 else ("", "")
             table.add_row(*first, escape(_together(names)), escape(differences))
         table.add_section()
-    _console().print(table)
+    Console().print(table)
     return 0
 
 
@@ -86,7 +85,7 @@ def run_show(a: argparse.Namespace) -> int:
     table = Table("clause", "value", "evidence", title=f"contract {a.revision}")
     for name, clause in clauses.items():
         table.add_row(name, escape(_value(clause.value)), escape(clause.evidence))
-    _console().print(table)
+    Console().print(table)
     build = builds.build_of(a.revision)
     if build is not None:
         _print_build(build)
@@ -106,7 +105,7 @@ def run_diff(a: argparse.Namespace) -> int:
     if not table.row_count:
         print(f"{a.left} and {a.right} have the same clauses, with the same values")
     else:
-        _console().print(table)
+        Console().print(table)
     if a.left in CONTRACTS and a.right in CONTRACTS:
         _print_cases(root_of(a), CONTRACTS[a.left], CONTRACTS[a.right], a.verbose)
     return 0
@@ -209,10 +208,8 @@ def _of(name: str) -> dict[str, Clause[Any]]:
                 f"revision {revision}, which {followers[-1]} follows, has no clauses written down "
                 f"yet; those that have: {revisions}"
             )
-        raise ValueError(
-            f"unknown revision or build {name!r}{hint(name, _names())}; "
-            f"revisions: {revisions}; `megamoe contract list` shows all"
-        )
+        text = f"unknown revision or build {name!r}{hint(name, _names())}"
+        raise ValueError(follow(text, f"revisions: {revisions}; `megamoe contract list` shows all"))
     clauses = _clauses(CONTRACTS[revision])
     if build is not None:
         evidence = f"{build.name}; differs from {revision}"
@@ -242,8 +239,3 @@ def _print_build(build: builds.Build) -> None:
     print(f"  revision: {build.revision}{f', but {differences}' if differences else ''}")
     for note in build.notes:
         print(f"  note: {note}")
-
-
-def _console() -> Console:
-    # Plain width where this is no terminal: a table in a file should not wrap.
-    return Console(width=None if sys.stdout.isatty() else 150)

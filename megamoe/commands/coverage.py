@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ def run(a: argparse.Namespace) -> int:
     calls = traffic.files(Path(a.traffic)) if a.traffic else []
     reasons = holes.read(root, dimensions(NEWEST)) if revision is NEWEST else {}
     cases = select(load_cases(root), a.kind, a.tier or "full", a.case, revision.revision)
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = Console()
     with progress("coverage", len(cases), Console(stderr=True)) as on_result:
         counts = count(cases, revision, a.j, lambda case: on_result(case, ""))
     hits = counts.tally

@@ -1,14 +1,13 @@
 """What is wrong with a command line, before anything is imported that takes seconds.
 
 Each check has the words of the place that would refuse the value later. That place keeps its own
-check, since it has other callers.
+check, since it has other callers. A verb's default ``combination`` is a function that refuses
+options that do not go together.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import os
 import re
 import shlex
 import shutil
@@ -19,21 +18,17 @@ from typing import Final
 from megamoe.cases import load_entries, shards
 from megamoe.cases.pattern import PROBLEM_SUFFIX as PROBLEM
 from megamoe.cases.pattern import matching, one_of
-from megamoe.commands import UsageError
+from megamoe.commands import UsageError, early_backend, early_places
 from megamoe.commands.parsers.names import DIMENSIONS
 from megamoe.spec.contract import contract
-from megamoe.suggest import hint, nearest
-from megamoe.worker import known
+from megamoe.suggest import hint
 from megamoe.worker.choice import AUTO
-from megamoe.worker.session import METHODS
 
 PROBLEM_WRITERS: Final = (
     "`megamoe reduce`, `megamoe fuzz` and `megamoe capture` write stored problems"
 )
 _KERNEL: Final = re.compile(r"\.py(:\w*)?$")
 """How the file of a backend ends, with its class or without."""
-OUTPUTS: Final = ("json", "junit", "out", "page", "plot", "archive")
-"""Arguments that name a file to write. A verb's default ``folders`` says which name a folder."""
 READ: Final = ("file", "result", "reports", "failed", "actual")
 """Arguments that name a file to read. A verb's default ``reads`` names further ones of its own."""
 _REPORT_WRITER: Final = "`megamoe check --json FILE` writes one"
@@ -46,16 +41,14 @@ WRITERS: Final = {
 """What writes the file that an argument names."""
 REPORTS: Final = ("result", "reports", "failed")
 """Arguments that name a report."""
-_JUDGES: Final = "`megamoe replay {} --backend B` judges a backend on it"
 
 
 def check(a: argparse.Namespace) -> None:
     """``ValueError`` of one line for a name, a file or a pattern that nothing has."""
     options = {name: value for name, value in vars(a).items() if value is not None}
-    for name in OUTPUTS:
-        value = options.get(name)
-        if isinstance(value, str) and value != "-" and name not in options.get("folders", ()):
-            _check_output(Path(value), name)
+    early_places.check(options)
+    if "combination" in options:
+        options["combination"](a)
     for name in options.get("stored", ()):
         _no_problem(a, str(options[name]))
     if _KERNEL.search(str(options.get("actual", ""))):
@@ -68,10 +61,9 @@ def check(a: argparse.Namespace) -> None:
             if name in REPORTS and path.endswith(PROBLEM):
                 raise UsageError(
                     f"{path} is the name of a stored problem, and a report is needed here; "
-                    f"{_JUDGES.format(shlex.quote(path))}"
+                    f"{early_backend.JUDGES.format(shlex.quote(path))}"
                 )
-            if not Path(path).exists():
-                raise UsageError(_no_file(Path(path), WRITERS.get(name, "")))
+            _check_file(Path(path), WRITERS.get(name, ""))
     python = options.get("interpreter")
     if python is not None and shutil.which(python) is None:
         raise UsageError(f"--python {python}: no program; name a Python interpreter")
@@ -80,7 +72,7 @@ def check(a: argparse.Namespace) -> None:
     if "shard" in options:
         shards.parse(options["shard"])
     if options.get("backend_is") == "here" and "backend" in options:
-        _backend(options["backend"], python is None)
+        early_backend.check(options["backend"], python is None)
     if options.get("dimension", DIMENSIONS[0]) not in DIMENSIONS:
         raise UsageError(unknown_dimension(options["dimension"], DIMENSIONS))
     for name in options.get("stored", ()):
@@ -95,88 +87,33 @@ def unknown_dimension(name: str, names: Sequence[str]) -> str:
     return f"unknown dimension {name!r}{hint(name, names) or listing}"
 
 
+def _check_file(path: Path, writer: str) -> None:
+    """``UsageError`` where a file to read is not there, is a directory, or is empty."""
+    if not path.exists():
+        raise UsageError(_no_file(path, writer))
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory; name a file")
+    if path.suffix != ".py" and path.is_file() and not path.stat().st_size:
+        raise UsageError(f"{path} is empty{f'; {writer}' if writer else ''}")
+
+
 def _no_file(path: Path, writer: str) -> str:
     """The message for a file that is not there: the file beside it that was meant, or what writes
     such a file."""
     if not path.parent.is_dir():
         return f"{path}: no such file, and no folder {path.parent}"
-    suggestion = _beside(path)
+    suggestion = early_backend.beside(path)
     return f"{path}: no such file{suggestion or (f'; {writer}' if writer else '')}"
-
-
-def _beside(path: Path) -> str:
-    """``; did you mean FILE?``: the file of the same folder and ending that has the nearest name;
-    empty where none is like it."""
-    ending = path.suffix or ".py"
-    stems = [one.stem for one in path.parent.glob(f"*{ending}")] if path.parent.is_dir() else []
-    name = nearest(path.stem, sorted(stems))
-    return f"; did you mean {path.with_name(name + ending)}?" if name else ""
-
-
-def _check_output(path: Path, name: str) -> None:
-    """A file whose folder is not there: no verb creates folders on the way to a file."""
-    if path.is_dir() and name != "out":  # of these, each verb says which ending it wants
-        raise UsageError(f"{path} is a directory; name a file")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}; create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{path}: you may not write in the folder {path.parent}")
 
 
 def _list(value: object) -> list[str]:
     return [str(one) for one in value] if isinstance(value, list) else [str(value)] * bool(value)
 
 
-def _backend(spec: str, is_this_python: bool) -> None:
-    """A file that is not there, or a name that this Python does not know."""
-    if spec.endswith(PROBLEM):
-        judges = _JUDGES.format(shlex.quote(spec))
-        raise UsageError(f"backend {spec}: a stored problem is no backend; {judges}")
-    if known.is_file(spec):
-        path = Path(known.file_of(spec)).expanduser().resolve()
-        if path.is_dir() and not known.source_of(path).is_file():
-            raise UsageError(f"backend {spec}: {path} is a folder without __init__.py, so no "
-                             "package; name a file in it, as FOLDER/FILE.py:CLASS")  # fmt: skip
-        path = known.source_of(path)
-        if not path.is_file():
-            raise UsageError(f"backend {spec}: no Python file at {path}"
-                             f"{_suggestion(spec) or '; check the path before the :'}")  # fmt: skip
-        if spec.endswith((".py", ":")):
-            file = spec.removesuffix(":")
-            specs = [f"{file}:{name}" for name in _classes(path)] or [f"{file}:CLASS"]
-            raise UsageError(f"backend {spec}: say which object, as {' or '.join(specs)}")
-    elif is_this_python and spec != "auto" and spec not in known.available():
-        suggestion = _suggestion(spec)
-        raise UsageError(
-            f"unknown backend {spec!r}{suggestion}" if suggestion else known.unknown(spec)
-        )
-
-
-def _suggestion(spec: str) -> str:
-    """``; did you mean FILE.py:CLASS?`` for a file without its ending, or with one letter wrong."""
-    file, _, name = spec.rpartition(":")
-    file, name = (file, name) if file else (name, "")
-    path = Path(file)
-    if not name and known.source_of(path.expanduser()).name == "__init__.py":
-        package = known.source_of(path.expanduser())
-        return f"; did you mean {file}:CLASS, of the package?" if package.is_file() else ""
-    for whole in (Path(f"{file}.py"), Path(f"{file.replace('.', '/')}.py")):
-        if whole.expanduser().is_file():
-            classes = _classes(whole.expanduser())
-            name = nearest(name, classes) or name or next(iter(classes), "CLASS")
-            return f"; did you mean {whole}:{name}?"
-    return _beside(path) if path.suffix == ".py" else ""
-
-
 def _no_problem(a: argparse.Namespace, name: str) -> None:
     """A case or a backend where the file of a stored problem is meant."""
     if Path(name).exists() or name.endswith(".safetensors"):
         return
-    if known.is_file(name):
-        raise UsageError(
-            f"{name} is no stored problem; a backend stands after --backend: "
-            f"`megamoe replay FILE.safetensors --backend {shlex.quote(name)}`"
-        )
     root = Path(a.golden) if getattr(a, "golden", None) else None
     ids = {one.id for one in load_entries(root) if name in (one.id, one.name)}
     if ids:
@@ -189,6 +126,7 @@ def _no_problem(a: argparse.Namespace, name: str) -> None:
 
 def _check_problem(path: Path) -> None:
     """A file that cannot be safetensors: this format begins with the length of a JSON object."""
+    _check_file(path, PROBLEM_WRITERS)
     if not path.is_file():  # a fifo, say, which must not be read twice
         return
     with path.open("rb") as file:
@@ -197,24 +135,6 @@ def _check_problem(path: Path) -> None:
         raise UsageError(
             f"{path} is no stored problem, since it is no safetensors file; {PROBLEM_WRITERS}"
         )
-
-
-def _classes(path: Path) -> list[str]:
-    """The classes of a file that could be a backend, as its text shows them."""
-    try:
-        body = ast.parse(path.read_bytes()).body
-    except (OSError, SyntaxError, ValueError):
-        return []
-    classes = [one for one in body if isinstance(one, ast.ClassDef)]
-    members = {c.name: {name for part in c.body for name in _names(part)} for c in classes}
-    return [name for name, methods in members.items() if methods & {*METHODS}]
-
-
-def _names(part: ast.stmt) -> list[str]:
-    """The names that a statement of a class gives: of a method, or left of a ``=``."""
-    if isinstance(part, ast.Assign):
-        return [target.id for target in part.targets if isinstance(target, ast.Name)]
-    return [getattr(part, "name", "")]
 
 
 def _case(a: argparse.Namespace, options: dict[str, object]) -> None:
@@ -226,8 +146,6 @@ def _case(a: argparse.Namespace, options: dict[str, object]) -> None:
         return
     takes_file = options["case_is"] == "subject" or "takes_file" in options
     if takes_file and str(case).endswith(PROBLEM):
-        if not Path(str(case)).exists():
-            raise UsageError(_no_file(Path(str(case)), PROBLEM_WRITERS))
         _check_problem(Path(str(case)))
         return
     if str(case).endswith(".json") and Path(str(case)).is_file():

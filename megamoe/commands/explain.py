@@ -55,10 +55,6 @@ def run(a: argparse.Namespace) -> int:
 
 def _run(a: argparse.Namespace, stack: ExitStack) -> int:
     """The same; ``stack`` ends the backend's process."""
-    if a.actual and a.backend:
-        raise ValueError("--actual and --backend both name an output; give one")
-    if a.top < 1:
-        raise ValueError("--top: give a number from 1 on")
     if Path(a.subject).suffix != ".safetensors":
         case = any_case(root_of(a), a.subject)
         if case.kind == "staging":
@@ -130,8 +126,8 @@ def _run(a: argparse.Namespace, stack: ExitStack) -> int:
     diagnosis["seconds"] = round(time.perf_counter() - start, 3)
     diagnosis["original"] = _original(subject.about, diagnosis)
     if not _json(a, {"causes": causes(diagnosis, every=True) if actual else [], **diagnosis}):
-        console = Console(width=None if sys.stdout.isatty() else 150)
-        brief(diagnosis, console)
+        console = Console()
+        brief({**diagnosis, "case": subject.title}, console)
         hint = ""
         if subject.case is not None and explain_larger.is_short(subject.case, diagnosis):
             hint = explain_larger.line(a, subject.case, diagnosis, subject.session)
@@ -228,16 +224,16 @@ def _is_wrong(
         if case is not None and case.kind == "property":  # what is red is the law, not this call
             raise ValueError(of_a_law(case, a.backend, "explain"))
         print(
-            f"PASS {subject.name}: every stage is inside ({', '.join(stages)}); nothing to explain"
+            f"PASS {subject.title}: every stage is inside ({', '.join(stages)}); nothing to explain"
         )
         if case is not None and a.backend:
             print(f"  {among_others(case.id, a.backend, further_options(a))}")
     elif any(finding.outside for finding in bad):
         wrong = ", ".join(finding.stage for finding in bad if finding.outside)
-        print(f"{subject.name}: stage {a.stage} is inside; outside: {wrong}")
+        print(f"{subject.title}: stage {a.stage} is inside; outside: {wrong}")
     else:
-        print(f"FAIL {subject.name}: {bad[0].text}; no single element is outside, so there is none "
-              "to explain")  # fmt: skip
+        print(f"FAIL {subject.title}: {bad[0].text}; no single element is outside, so there is "
+              "none to explain")  # fmt: skip
     return False
 
 

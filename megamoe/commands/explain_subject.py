@@ -11,6 +11,7 @@ import torch
 
 from megamoe.cases import Case, kind_of
 from megamoe.cases.stored import is_stored, load
+from megamoe.cases.stored_names import title
 from megamoe.commands.shared import forward_case
 from megamoe.explain import FromCase, FromProblem, Source
 from megamoe.golden import Store, make, regenerate
@@ -40,11 +41,11 @@ class Subject:
             self._problem, self.output, self.about = (
                 record.problem, record.outputs, record.about,
             )  # fmt: skip
-            self.name = name
+            self.name, self.title = name, title(name, record.about)
             self.source: Source = FromProblem(record.problem)
             return
         self.case = forward_case(root, name, "explain")
-        self.name = self.case.id
+        self.name = self.title = self.case.id
         plain = not is_stored(self.case) and not kind_of(self.case.kind).features(self.case)
         if plain and FromCase.can_make(self.case):
             self.source = FromCase(self.case)

@@ -6,7 +6,7 @@ import argparse
 import shlex
 from contextlib import suppress
 
-from megamoe.cases.stored_names import new_file
+from megamoe.cases.stored_names import new_file, title
 from megamoe.commands.output import complain
 from megamoe.commands.parsers.fuzz import WORKERS_OF_A_GPU
 from megamoe.commands.reduce import causes_of_whole
@@ -53,7 +53,8 @@ def _say(outcome: Outcome, a: argparse.Namespace, settings: Settings) -> None:
     if artifact is not None:
         again = replay_command(str(artifact.path), settings.backend, settings.device, a.contract)
         if artifact.verdict is not None:
-            tally.say("\n" + picture_of(artifact.verdict, settings.backend, again) + "\n")
+            name = title(str(artifact.path), artifact.about)
+            tally.say(f"\n{picture_of(artifact.verdict, name, settings.backend, again)}\n")
         if artifact.causes and artifact.causes.lines:
             tally.say(f"{artifact.causes.text(artifact.about['reduced_from']).lstrip()}\n")
         tally.say(f"{artifact.path}: {artifact.note or 'reduced'}")

@@ -85,7 +85,7 @@ def add_backend(parser: argparse.ArgumentParser, required: bool) -> None:
     add_contract(parser)
     parser.add_argument("--python", dest="interpreter", metavar="PYTHON",
                         help="the Python that runs the backend")  # fmt: skip
-    parser.add_argument("--timeout", type=float, metavar="SECONDS",
+    parser.add_argument("--timeout", type=seconds, metavar="SECONDS",
                         help="of the backend a call (default 120)")  # fmt: skip
 
 

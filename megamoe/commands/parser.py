@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any, Final
 
 from megamoe.commands import UsageError
-from megamoe.suggest import hint
+from megamoe.suggest import follow, hint
 
 _OPTION: Final = re.compile(r"--?[A-Za-z]")
 """How an option begins; a negative number does not."""
 _REQUIRED: Final = "the following arguments are required: "
 """How argparse begins to say what lacks. A parser's default ``example`` is what to type instead."""
-_BACKEND: Final = re.compile(r"\.py(:\w*)?$")
-"""How a backend's file ends, with its class or without."""
+_BACKEND: Final = re.compile(r"\.py(:\w*)?$|^[^:*?[]+:[A-Za-z_]\w*$")
+"""A backend's file, with its class or without, or the class of a package."""
+_FILE: Final = re.compile(r"\.py(:\w*)?$")
+"""The same where a word with a colon may be another thing: a side of a comparison."""
 
 
 class _Once(argparse._StoreAction):
@@ -56,20 +59,24 @@ class Parser(argparse.ArgumentParser):
         missing = message.removeprefix(_REQUIRED)
         example = self.get_default("example")
         if example and missing != message:
-            both = missing.replace(", ", " and ")
+            both = missing.removesuffix(", ...").replace(", ", " and ")
             raise UsageError(f"name {both}, as in `{self.prog} {example}`")
         if missing != message:
             action = next((a for a in self._actions if missing in a.option_strings), None)
-            message = f"{missing} is missing{f': {action.help}' if action and action.help else ''}"
-        raise UsageError(f"{message}; see `{self.prog} --help`")
+            are = "are" if ", " in missing else "is"
+            more = f": {action.help}" if action and action.help else ""
+            message = f"{missing.replace(', ', ' and ')} {are} missing{more}"
+        raise UsageError(follow(message, f"see `{self.prog} --help`"))
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse has it; a word too many is named with the verb that does not take it."""
         arguments, rest = self.parse_known_args(args, namespace)
         if rest:
-            parser = _last_parser(self, args or ())
-            cases = "--case" in parser._option_string_actions
-            advice = "; cases stand after --case" if cases else ""
+            parser, words = _last_parser(self, args or ())
+            options = parser._option_string_actions
+            if "--backend" in options and _is_name_of_backend(rest[0]):
+                raise UsageError(_no_case(parser, rest[0], _read(parser, words)[1]))
+            advice = "; cases stand after --case" if "--case" in options else ""
             parser.error(f"unexpected {rest[0]!r}{advice}")
         return arguments
 
@@ -81,11 +88,15 @@ class Parser(argparse.ArgumentParser):
         verbs = verbs_of(self)
         if verbs and not args:
             self.error(f"name a verb: {', '.join(verbs)}")
-        backend = next(filter(_BACKEND.search, plain), "")
-        if backend and "--backend" in self._option_string_actions and not self._takes_a_file():
-            if self.get_default("sides"):
-                raise UsageError(_no_side(self, list(filter(_BACKEND.search, plain))))
-            self.error(_no_case(self, backend))
+        sides = self.get_default("sides")
+        option = self._option_string_actions.get("--backend")
+        backends = list(filter((_FILE if sides else _BACKEND).search, plain))
+        if option and option.required and not any(w.startswith("--backend") for w in args):
+            backends += filter(_is_name_of_backend, plain)
+        if backends and option:
+            raise UsageError(
+                _no_side(self, backends) if sides else _no_case(self, backends[0], plain)
+            )
         arguments, rest = super().parse_known_args(args, namespace)
         return arguments, self._rest(arguments, rest)
 
@@ -93,11 +104,6 @@ class Parser(argparse.ArgumentParser):
         if unknown in ("--case", "-k") and any(a.metavar == "CASE" for a in self._actions):
             return f"; the case stands without an option: `{self.prog} CASE`"
         return hint(unknown, self._option_string_actions)
-
-    def _takes_a_file(self) -> bool:
-        """Whether a word without an option is a file, and so no case."""
-        plain = (a for a in self._actions if not a.option_strings)
-        return any("." in str(a.metavar) or a.nargs == argparse.REMAINDER for a in plain)
 
     def _rest(self, arguments: argparse.Namespace, rest: list[str]) -> list[str]:
         """What is left of words that nobody took: a parser with ``bare`` takes them as patterns.
@@ -116,38 +122,56 @@ class Parser(argparse.ArgumentParser):
             near = hint(str(value), map(str, action.choices or ()))
             if isinstance(action, argparse._SubParsersAction):
                 names = ", ".join(action.choices)
-                raise UsageError(
-                    f"unknown verb {value!r}{near or f'; known: {names}'}; see `{self.prog} --help`"
-                ) from None
+                text = f"unknown verb {value!r}{near or f'; known: {names}'}"
+                raise UsageError(follow(text, f"see `{self.prog} --help`")) from None
             names = ", ".join(map(str, action.choices or ()))
-            error.message = f"{value!r} is not known{near}; known: {names}"
+            error.message = follow(f"{value!r} is not known{near}", f"known: {names}")
             raise
 
 
-def _last_parser(parser: Parser, words: Sequence[str]) -> Parser:
-    """That of the verb, or of the act of a verb, that ``words`` begin with."""
-    for word in words:
+def _last_parser(parser: Parser, words: Sequence[str]) -> tuple[Parser, Sequence[str]]:
+    """That of the verb, or of the act of a verb, that ``words`` begin with; and the other words."""
+    for n, word in enumerate(words):
         below = verbs_of(parser).get(word)
         if not isinstance(below, Parser):
-            return parser
+            return parser, words[n:]
         parser = below
-    return parser
+    return parser, ()
 
 
-def _no_case(parser: argparse.ArgumentParser, backend: str) -> str:
-    """The message for a backend's file where a case is meant."""
-    case = " CASE" if any(a.metavar == "CASE" for a in parser._actions) else ""
-    spec = backend if ":" in backend else f"{backend}:CLASS"
-    return (
-        f"{backend} is no case; a backend stands after --backend: "
-        f"`{parser.prog}{case} --backend {spec}`"
-    )
+def _is_name_of_backend(word: str) -> bool:
+    """Whether a backend of megamoe's own has this name."""
+    from megamoe.worker import known  # only a mistake asks
+
+    return word in {*known.BUILTINS, *known.KERNELS}
+
+
+def _no_case(parser: argparse.ArgumentParser, backend: str, words: Sequence[str]) -> str:
+    """The message for a backend where a case or a file is meant. ``words``: all that the command
+    line has without an option."""
+    plain = [a for a in parser._actions if not a.option_strings and a.nargs != "*"]
+    rest = [shlex.quote(word) for word in words if word != backend]
+    rest = rest or [str(action.metavar) for action in plain]
+    is_no = "no case" if parser._get_positional_actions() else "unexpected"
+    if any("." in str(action.metavar) for action in plain):
+        is_no = "no stored problem"
+    spec = _with_class(backend)
+    line = " ".join([parser.prog, *rest, "--backend", shlex.quote(spec)])
+    return f"{backend} is {is_no}; a backend stands after --backend: `{line}`"
+
+
+def _with_class(backend: str) -> str:
+    """The value of ``--backend`` for a file that is given without its class, or with it."""
+    from megamoe.commands.early_backend import specs  # only a mistake asks
+
+    file = backend.removesuffix(":")
+    return (*specs(file), f"{file}:CLASS")[0] if backend.endswith((".py", ":")) else backend
 
 
 def _no_side(parser: Parser, backends: Sequence[str]) -> str:
     """The message for backends' files where the sides of a comparison are meant."""
     two = (*backends, "FILE.py:CLASS")[:2]
-    left, right = (one if ":" in one else f"{one}:CLASS" for one in two)
+    left, right = map(_with_class, two)
     return (
         f"{backends[0]} is a backend, and {parser.get_default('sides')} are environments; to "
         f"compare two backends in this one: {_sides_of(left, right)}"

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from megamoe.cases import Case
 from megamoe.cases.stored import load, used_experts
-from megamoe.cases.stored_names import free_names, new_file
+from megamoe.cases.stored_names import free_names, new_file, origin, title
 from megamoe.commands import reduce_after
 from megamoe.commands.shared import (
     backend_of,
@@ -46,13 +46,8 @@ _LITTLE: Final = 1 << 27
 
 def run(a: argparse.Namespace) -> int:
     """Shrink it, write the file, and show that the file fails in the same way."""
-    if not 0 < a.seconds < float("inf"):
-        raise ValueError("--seconds: give a number above 0")
     if a.after:
         return reduce_after.run(a)
-    for option in ("among", "first"):
-        if getattr(a, option):
-            raise ValueError(f"--{option}: it is of --after; give both, or leave it out")
     out, earlier = new_file(a.out) if a.out else Path(), list[Path]()
     start = time.perf_counter()
     problem, case, about = _subject(a)
@@ -100,7 +95,7 @@ def run(a: argparse.Namespace) -> int:
         work.now("reading the file back")
         verdict, size = keep(r, out, about, settings.timeout)
     print()
-    print(picture_of(verdict, a.backend, again))
+    print(picture_of(verdict, title(str(out), about), a.backend, again))
     tokens, experts = r.problem.num_tokens, len(used_experts(r.problem))
     if note := token_need(tokens, fewer):
         print(f"\n{note}")
@@ -230,6 +225,8 @@ def _subject(a: argparse.Namespace) -> tuple[Problem, Case | None, dict[str, Any
     """The problem, its case where it is of one, and its origin."""
     if Path(a.subject).suffix == ".safetensors":
         record = load(Path(a.subject))
-        return record.problem, None, {**record.about, "reduced_from": Path(a.subject).name}
+        name = Path(a.subject).name
+        about = {**record.about, "reduced_from": name, "origin": origin(record.about) or name}
+        return record.problem, None, about
     case = forward_case(root_of(a), a.subject, "reduce")
     return Problem(**regenerate(case)), case, {"reduced_from": case.id}

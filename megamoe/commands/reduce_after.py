@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from megamoe.cases import Case, load_cases, select
-from megamoe.cases.pattern import PROBLEM_SUFFIX, in_order
+from megamoe.cases.pattern import in_order
 from megamoe.commands.shared import case_without_ranks
 from megamoe.commands.work import Work
 from megamoe.printable import quantity
@@ -26,10 +26,6 @@ ALONE: Final = "run it alone"
 
 def run(a: argparse.Namespace) -> int:
     """Find them, and show the command that shows it."""
-    if a.out:
-        raise ValueError("--out: --after writes no file; leave one of the two out")
-    if a.subject.endswith(PROBLEM_SUFFIX):
-        raise ValueError(f"--after: {a.subject} holds one call and no case; name a case")
     settings = Settings.read(lambda name: getattr(a, name, None))
     root = settings.root
     case = case_without_ranks(root, a.subject, "reduce")

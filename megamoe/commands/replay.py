@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from megamoe.cases.stored import StoredProblem, load
+from megamoe.cases.stored_names import title
 from megamoe.commands.shared import (
     backend_of,
     contract_of,
@@ -26,7 +27,6 @@ def run(a: argparse.Namespace) -> int:
     """Judge it, and show the picture of a red."""
     path = Path(a.file)
     record = load(path)
-    name = path.stem
     if a.checkpoint is not None:
         wrong = weights_differ(path, record, Path(a.checkpoint), a.verbose)
         if wrong is not None:
@@ -34,15 +34,18 @@ def run(a: argparse.Namespace) -> int:
             return 1
     if a.backend:
         with backend_of(a) as (worker, settings):
-            verdict, _ = judge(record.problem, worker, name, timeout=settings.timeout, others=True)
+            verdict, _ = judge(
+                record.problem, worker, path.stem, timeout=settings.timeout, others=True
+            )
         by = a.backend
     else:
         verdict, by = _judge_record(record, path, a), "what was recorded"
     again = replay_command(a.file, a.backend, a.device, a.contract)
+    name = title(a.file, record.about)
     if verdict.status == "pass":
-        print(f"PASS {path}: {by}, judged {', '.join(verdict.how)}, {verdict.seconds:.1f} s")
+        print(f"PASS {name}: {by}, judged {', '.join(verdict.how)}, {verdict.seconds:.1f} s")
     else:
-        print(picture_of(verdict, a.backend or "", again))
+        print(picture_of(verdict, name, a.backend or "", again))
     _write(a, verdict)
     if verdict.status in ("skip", "not-provided"):
         return 2

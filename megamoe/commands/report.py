@@ -6,7 +6,6 @@ It judges nothing: the exit status is 0 where a report was made, whatever colour
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from megamoe.console import Console
@@ -20,8 +19,7 @@ def run(a: argparse.Namespace) -> int:
     """One HTML file where ``-o`` names one, else the terminal."""
     kind, result = read(Path(a.result))
     if a.out is None:
-        # Plain width where this is no terminal: a table in a file should not wrap.
-        terminal.show(kind, result, Console(width=None if sys.stdout.isatty() else 150))
+        terminal.show(kind, result, Console())
         return 0
     out = Path(a.out)
     if out.is_dir():

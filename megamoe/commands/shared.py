@@ -171,9 +171,10 @@ def of_a_law(case: Case, backend: str | None, verb: str) -> str:
     )
 
 
-def picture_of(verdict: Verdict, backend: str, again: str) -> str:
-    """The judge's picture, with the command that is right here."""
+def picture_of(verdict: Verdict, title: str, backend: str, again: str) -> str:
+    """The judge's picture, with the title and the command that are right here."""
     lines = picture(verdict, backend).splitlines()
+    lines[0] = lines[0].replace(verdict.case_id, title, 1)
     return "\n".join([*lines[:-1], f"alone:  {again}"])
 
 

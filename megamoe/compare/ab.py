@@ -226,9 +226,11 @@ def headline(report: dict[str, Any]) -> str:
         stage = worst["stages"][worst["first_stage"]]
         far = "NaN" if stage["max_ulps"] is None else f"{stage['max_ulps']} ULP"
         outs = [stage[f"outside_{n}"] for n in NAMES]
-        verdict = "" if None in outs else f", outside the envelope: left {outs[0]}, right {outs[1]}"
+        verdict = "" if None in outs else f"; wrong elements: left {outs[0]}, right {outs[1]}"
         counts = Counter(case["class"] for case in changes)
-        kinds = ", ".join(f"{counts[name]} {name}" for name in classes.CLASSES if counts[name])
+        kinds = ", ".join(
+            f"{counts[name]} {classes.WORDS[name]}" for name in classes.CLASSES if counts[name]
+        )
         shaky = sorted({n for case in changes for n in case["unsteady"]})
         doubt = f"; {' and '.join(shaky)} does not repeat its own bits" if shaky else ""
         return (

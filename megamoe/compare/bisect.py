@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from megamoe.compare import ab, archive, disk, stages, walk
+from megamoe.compare import ab, archive, classes, disk, stages, walk
 from megamoe.compare.checkout import git, worktree
 from megamoe.compare.job import Job, request_of
 from megamoe.compare.probe import Prober, different
@@ -148,7 +148,7 @@ def _ends(
         prober.classify(steps["good"], steps["bad"], sorted(changes))
         steps["bad"]["reason"] = (
             f"other bits than the good end's in {quantity(len(changes), 'case')} "
-            f"({steps['bad']['class']})"
+            f"({classes.WORDS[steps['bad']['class']]})"
         )
     elif prober.test.how == "judge":
         state.selection = sorted(set(steps["good"]["digests"]) & set(steps["bad"]["digests"]))
@@ -265,7 +265,8 @@ def headline(report: dict[str, Any]) -> str:
             f"last good {_name(report['last_good'])}; {effort}"
         )
     what = f"; first at {report['first_text']}" if report.get("first_text") else ""
-    what = f"; {report['class']}{what}" if report.get("class") else what
+    word = classes.WORDS.get(report.get("class") or "")
+    what = f"; its bits are {word}{what}" if word else what
     also = f", {len(report['cases'])} cases" if len(report["cases"]) > 1 else ""
     subject = f" ({report['subject']})" if report["subject"] else ""
     return (

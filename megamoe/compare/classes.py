@@ -15,7 +15,14 @@ WITHIN: Final = "other bits within the class"
 CONTRACT: Final = "other contract"
 OUTSIDE: Final = "outside"
 CLASSES: Final = (SAME, WITHIN, CONTRACT, OUTSIDE)
-"""The harmless first."""
+"""The harmless first. These names stand in reports; a person reads :data:`WORDS`."""
+WORDS: Final = {
+    SAME: "the same",
+    WITHIN: "right too",
+    CONTRACT: "right under another contract",
+    OUTSIDE: "right under no contract",
+}
+"""The end of a sentence on the bits that a change gives."""
 
 
 def of_step(before: Sequence[str], after: Sequence[str]) -> str:
@@ -31,7 +38,7 @@ def worst(classes: Iterable[str]) -> str:
 
 
 def describe(name: str, before: Sequence[str], after: Sequence[str]) -> str:
-    """``other contract: right under 2026-06 before, under 2026-09 now``."""
+    """``right under 2026-06 before, under 2026-09 now``."""
     if name != CONTRACT:
-        return name
-    return f"{name}: right under {', '.join(before)} before, under {', '.join(after)} now"
+        return WORDS[name]
+    return f"right under {', '.join(before)} before, under {', '.join(after)} now"

@@ -210,7 +210,7 @@ class Prober:
             case, names = next(iter(changes.items()))
             by_stage = self.changes_between(good["rev"], step["rev"], [case])[case]
             more = f"; and {len(changes) - 1} more cases" if len(changes) > 1 else ""
-            label = step["classes"].get(case, step["class"])
+            label = step["classes"].get(case, classes.WORDS[step["class"]])
             text = ab.stage_text(names[0], by_stage[names[0]])
             step["reason"] = f"{case}: {text} ({label}){more}"
 

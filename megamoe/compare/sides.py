@@ -19,6 +19,7 @@ import megamoe
 from megamoe.compare.checkout import around, git
 from megamoe.compare.processes import CannotStart, build, clean_environment
 from megamoe.compare.requirements import virtual_environment
+from megamoe.worker.known import BUILTINS, KERNELS
 
 HOME: Final = Path(megamoe.__file__).resolve().parent.parent
 """The folder from which this megamoe is imported; a side without a megamoe of its own uses it."""
@@ -92,14 +93,22 @@ def parse(text: str, repo: Path | None = None) -> Side:
         none = f"no git repository holds {Path.cwd()}; change into one, or name it with --repo DIR"
         if text.startswith("git:"):
             raise CannotStart(f"{revision}: {none}")
-        raise CannotStart(f"{text!r} is nothing known here; {HOW} ({none})")
+        raise CannotStart(f"{text!r} is nothing known here; {_how(text)} ({none})")
     try:
         commit = git(home, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     except CannotStart:
         is_repository = git(home, "rev-parse", "--git-dir", check=False)
         where = f"no revision of {home}" if is_repository else f"nothing known in {home}"
-        raise CannotStart(f"{text!r} is {where}; {HOW}") from None
+        raise CannotStart(f"{text!r} is {where}; {_how(text)}") from None
     return Side("git", text, commit, home)
+
+
+def _how(text: str) -> str:
+    """What to write for a side in place of ``text``."""
+    if text in {*BUILTINS, *KERNELS}:
+        return f"it is a backend: write `megamoe ab this this --left-backend {text} " \
+               "--right-backend B` to compare it with B"  # fmt: skip
+    return HOW
 
 
 def _on_disk(text: str) -> Side | None:

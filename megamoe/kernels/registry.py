@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from megamoe.spec.contract import contract as find_contract
-from megamoe.suggest import hint
+from megamoe.suggest import follow, hint
 
 FILE: Final = Path(__file__).parent / "registry.toml"
 
@@ -137,9 +137,8 @@ def kernel(name: str) -> Kernel:
     """The kernel of that name; ``ValueError`` of one line for another name."""
     by_name = kernels()
     if name not in by_name:
-        raise ValueError(
-            f"unknown kernel {name!r}{hint(name, by_name)}; known: {', '.join(by_name)}"
-        )
+        text = f"unknown kernel {name!r}{hint(name, by_name)}"
+        raise ValueError(follow(text, f"known: {', '.join(by_name)}"))
     return by_name[name]
 
 

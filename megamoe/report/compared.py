@@ -58,12 +58,10 @@ def _case_view(case: Mapping[str, Any]) -> View:
 
 
 def _more(case: Mapping[str, Any]) -> list[str]:
-    """What else is known of a case that moved."""
-    kind = read.text(case, "class")
+    """What else is known of a case that moved; its reason names its right contracts."""
     verdicts = [(n, read.text(case, f"verdict_{n}")) for n in ("left", "right")]
     out = [f"judged by its golden: {', '.join(f'{n} {v}' for n, v in verdicts if v)}"]
     out = out if any(v for _, v in verdicts) else []
-    out = [kind, *out] if kind else out
     unsteady = read.sentence(case.get("unsteady"))
     if unsteady:
         out.append(f"does not return its own bits again: {unsteady}")

@@ -138,7 +138,7 @@ def _ab(result: Mapping[str, Any], console: Console) -> None:
 def _stage_table(cases: list[View], console: Console) -> None:
     """A line for each stage of each case that is not identical."""
     table = Table("case", "stage")
-    for name in ("moved", "of", "most ULPs", "outside left", "outside right"):
+    for name in ("moved", "of", "most ULPs apart", "wrong left", "wrong right"):
         table.add_column(name, justify="right")
     for case in cases:
         if case["status"] == "identical":

@@ -12,7 +12,7 @@ from typing import Final
 
 from megamoe.spec.clauses import Clause, Contract
 from megamoe.spec.dialects import DIALECTS
-from megamoe.suggest import hint
+from megamoe.suggest import follow, hint
 
 _KERNEL = "DeepGEMM 54e2261, sm100_fp8_fp4_mega_moe.cuh"
 _MATH = "DeepGEMM 54e2261, common/math.cuh"
@@ -153,10 +153,8 @@ def contract(revision: str) -> Contract:
     try:
         return CONTRACTS[revision]
     except KeyError:
-        raise ValueError(
-            f"unknown contract {revision!r}{hint(revision, CONTRACTS)}; known: "
-            f"{', '.join(CONTRACTS)}, or auto"
-        ) from None
+        text = f"unknown contract {revision!r}{hint(revision, CONTRACTS)}"
+        raise ValueError(follow(text, f"known: {', '.join(CONTRACTS)}, or auto")) from None
 
 
 __all__ = [

@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Final
 
-from megamoe.suggest import hint
+from megamoe.suggest import follow, hint
 
 ENTRY_POINT_GROUP: Final = "megamoe.backends"
 
@@ -61,7 +61,5 @@ def source_of(path: Path) -> Path:
 def unknown(spec: str) -> str:
     """The message for a name that no backend has."""
     names = available()
-    return (
-        f"unknown backend {spec!r}{hint(spec, names)}; known: {', '.join(names)}, or "
-        "path/to/file.py:OBJECT"
-    )
+    text = f"unknown backend {spec!r}{hint(spec, names)}"
+    return follow(text, f"known: {', '.join(names)}, or path/to/file.py:OBJECT")

@@ -50,7 +50,7 @@ def load(spec: str, device: str, modules: Mapping[str, str], contract: str = AUT
     required = _required(target)
     if required or not hasattr(module, attribute):
         about = _offer()
-        hint = about.lacks(module, attribute, CALLABLES)
+        hint = about.lacks(module, attribute, CALLABLES, name)
         if not required:
             raise BackendError(f"{Path(name).name} has no {attribute!r}{hint}")
         raise BackendError(about.needs(attribute, required, isinstance(target, type)) + hint)

@@ -43,20 +43,23 @@ def _factory(spec: str, modules: Mapping[str, str]) -> Any:
     return factory
 
 
-def lacks(module: Any, name: str, callables: Iterable[str]) -> str:
-    """The end of "FILE has no NAME": the name that was meant, and what could be a backend."""
+def lacks(module: Any, name: str, callables: Iterable[str], file: str) -> str:
+    """The end of "FILE has no NAME": the name that was meant, what could be a backend, and what to
+    write for one. ``file``: as it was given."""
     candidates = [
         n for n, value in vars(module).items() if _may_be_backend(n, value, module, callables)
     ]
+    if not candidates:
+        return f"; it has nothing that could be one: a class with {', '.join(callables)}"
     of_lower = {one.lower(): one for one in candidates}
     near = difflib.get_close_matches(name.lower(), of_lower, 1)
-    suggestion = f"; did you mean {of_lower[near[0]]}?" if near else ""
     owner = next((n for n in candidates if callable(getattr(getattr(module, n), name, None))), "")
-    suggestion = f"; {name} is a method of {owner}: name the class" if owner else suggestion
-    names = (
-        ", ".join(candidates) or f"nothing that could be one: a class with {', '.join(callables)}"
-    )
-    return f"{suggestion}; it has {names}"
+    best, hint = candidates[0], "; it has"
+    if owner:
+        best, hint = owner, f"; {name} is a method of {owner}: name the class; it has"
+    elif near:
+        best, hint = of_lower[near[0]], f"; did you mean {of_lower[near[0]]}? It has"
+    return f"{hint} {', '.join(candidates)}; name one, as {file}:{best}"
 
 
 def _may_be_backend(name: str, value: Any, module: Any, callables: Iterable[str]) -> bool:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from megamoe.printable import printable
-from megamoe.spec.accumulators import CLASSES
+from megamoe.spec.accumulators import CLASSES, FP32
 from megamoe.spec.contract import NEWEST
-from megamoe.suggest import hint
+from megamoe.suggest import follow, hint
 from megamoe.worker.choice import AUTO, Choice, choose
 
 START_SECONDS: Final = 300.0
@@ -163,15 +163,23 @@ def complaint(
 ) -> str:
     """The reason why an object of type ``kind`` is no backend, in one line; empty if it is one."""
     if not isinstance(name, str) or not name:
-        return f"{kind} has no `name`; give it a non-empty string"
+        return f'{_fault("name", name, kind)}; write name = "mine", or another name, in {kind}'
     if not isinstance(accumulator, str) or accumulator not in CLASSES:
         suggestion = hint(accumulator, CLASSES) if isinstance(accumulator, str) else ""
-        return (
-            f"`accumulator` is {accumulator!r}{suggestion}; set it to one of {', '.join(CLASSES)}"
-        )
+        others = ", ".join(one for one in CLASSES if one != FP32.name)
+        line = f'write accumulator = "{FP32.name}" in {kind}, or another class: {others}'
+        return follow(f"{_fault('accumulator', accumulator, kind)}{suggestion}", line)
     if not callables:
-        return f"nothing to judge; give it one of {', '.join(choices)}"
+        return f"{kind} has nothing to judge; write a method in it: {', '.join(choices)}"
     return ""
+
+
+def _fault(attribute: str, value: Any, kind: str) -> str:
+    """What is wrong with an attribute; a worker sends what is no string as a list of its text."""
+    if value is None:
+        return f"{kind} has no `{attribute}`"
+    text = value[0] if isinstance(value, list) and value else repr(value)
+    return f"`{attribute}` of {kind} is {text}"
 
 
 def identity_of(

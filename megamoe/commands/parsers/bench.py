@@ -11,7 +11,7 @@ from megamoe.commands.parsers.names import DEFAULT_SHARES, PEERS, SHARES
 def add(commands: Any, command: Any) -> None:
     """The parser of ``bench``."""
     b = command(commands, "bench", "time a backend beside the floor and beside peers", "bench.run")
-    b.set_defaults(backend_is="here")
+    b.set_defaults(backend_is="here", reads=("source",))
     b.add_argument("--backend", help="default: triton, and eager with --device cpu; without "
                    "--ep it must have `run`")  # fmt: skip
     b.add_argument("--ep", type=at_least_one, metavar="N",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
+from megamoe.commands import UsageError
 from megamoe.commands.options import add_comparison, at_least_one
 
 
 def add(commands: Any, command: Any) -> None:
     """The parser of ``bisect``."""
     c = command(commands, "bisect", "which commit, version or input moved the bits", "bisect.run")
+    c.set_defaults(folders=("state",), combination=_combination)
     c.add_argument("--good", metavar="REV", help="a git revision whose bits are right")
     c.add_argument("--bad", metavar="REV", help="a later one whose bits are not")
     c.add_argument("--only", nargs="+", default=[], metavar="PATH",
@@ -35,3 +38,13 @@ def add(commands: Any, command: Any) -> None:
     c.add_argument("--fresh", action="store_true", help="forget what an earlier run found out")
     c.add_argument("--archive", metavar="FILE.tar.gz", help="default: in the state")
     add_comparison(c)
+
+
+def _combination(a: argparse.Namespace) -> None:
+    """``UsageError`` where no range is given, or two, or two answers to what is bad."""
+    if bool(a.over) == bool(a.good or a.bad) or bool(a.good) != bool(a.bad):
+        raise UsageError("say where to look: --good REV --bad REV, or --over GOOD ... BAD")
+    if a.over and a.only:
+        raise UsageError("--only is for commits; name what to try in --over")
+    if a.judge and a.script:
+        raise UsageError("--judge and --run are two answers to what is bad; give one")

@@ -16,6 +16,6 @@ def add(commands: Any, command: Any) -> None:
     r.add_argument("--calls", type=int, default=1, metavar="N")
     r.add_argument("--skip", type=int, default=0, metavar="N", help="calls to let pass before")
     add_checkpoint(r)
-    r.set_defaults(reads=("script",))
+    r.set_defaults(reads=("script",), example="engine.py", endings={"out": ".safetensors"})
     r.add_argument("script", metavar="SCRIPT.py")
     r.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
+from megamoe.commands import UsageError
 from megamoe.commands.options import add_contract, add_jobs, at_least_one
 from megamoe.commands.parsers.names import MODEL, MODELS
 
@@ -23,10 +25,16 @@ def add(commands: Any, command: Any) -> None:
                    "as a candidate for `golden bless-bits`")  # fmt: skip
     c.add_argument("--model", choices=MODELS, default=MODEL,
                    help=f"whose prediction the cases are (default {MODEL})")  # fmt: skip
-    c.set_defaults(backend_is="here")
+    c.set_defaults(backend_is="here", combination=_combination, reads=("source",))
     c.add_argument("--backend", help="runs the predicted cases; without it none is asked")
     c.add_argument("--case", metavar="GLOB", help="a part of the predicted cases")
     c.add_argument("--outputs", type=at_least_one, default=1 << 20, metavar="N",
                    help="words of each instruction (default 1048576)")  # fmt: skip
     add_contract(c)
     add_jobs(c)
+
+
+def _combination(a: argparse.Namespace) -> None:
+    """``UsageError`` unless the file is one to write or one to read."""
+    if bool(a.out) == bool(a.source):
+        raise UsageError("confirm: give --out FILE where the GPU is, or --from FILE")

@@ -15,6 +15,7 @@ def add(commands: Any, command: Any) -> None:
     """The parser of ``fuzz``."""
     f = command(commands, "fuzz", "judge a backend on random problems; reduce the first failure",
                 "fuzz.run")  # fmt: skip
+    f.set_defaults(new=("out",))
     add_backend(f, required=True)
     f.add_argument("--seconds", type=seconds, default=60.0, metavar="S",
                    help="for how long problems begin (default 60)")  # fmt: skip

@@ -20,4 +20,4 @@ def add(commands: Any, command: Any) -> None:
         "--report", metavar="DIR", help="write a static site of --results into this folder"
     )
     c.add_argument("--markdown", action="store_true", help="the table in Markdown")
-    c.set_defaults(reads=("results",))
+    c.set_defaults(reads=("results",), folders=("report",))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
-from megamoe.commands.options import EXAMPLE, add_backend
+from megamoe.cases.pattern import PROBLEM_SUFFIX
+from megamoe.commands import UsageError
+from megamoe.commands.options import EXAMPLE, add_backend, seconds
 
 
 def add(commands: Any, command: Any) -> None:
@@ -12,7 +15,8 @@ def add(commands: Any, command: Any) -> None:
     r = command(
         commands, "reduce", "shrink a failing case to the smallest file that fails", "reduce.run"
     )
-    r.set_defaults(case_is="subject", example=f"{EXAMPLE} --backend FILE.py:CLASS")
+    r.set_defaults(case_is="subject", example=f"{EXAMPLE} --backend FILE.py:CLASS", new=("out",),
+                   combination=_combination)  # fmt: skip
     r.add_argument("subject", metavar="CASE",
                    help="one forward case, by its id or name, or a stored problem's file",
                    )  # fmt: skip
@@ -28,6 +32,16 @@ def add(commands: Any, command: Any) -> None:
                    "'forward/a,forward/b', in this order")  # fmt: skip
     r.add_argument("--first", metavar="CASES",
                    help="with --after: try these earlier cases before all others")  # fmt: skip
-    r.add_argument(
-        "--seconds", type=float, default=100.0, help="to shrink or to look (default 100)"
-    )
+    r.add_argument("--seconds", type=seconds, default=100.0, metavar="S",
+                   help="to shrink or to look (default 100)")  # fmt: skip
+
+
+def _combination(a: argparse.Namespace) -> None:
+    """``UsageError`` for options that do not go with ``--after``, or only with it."""
+    if a.after and a.out:
+        raise UsageError("--out: --after writes no file; leave one of the two out")
+    if a.after and a.subject.endswith(PROBLEM_SUFFIX):
+        raise UsageError(f"--after: {a.subject} holds one call and no case; name a case")
+    for option in ("among", "first"):
+        if getattr(a, option) and not a.after:
+            raise UsageError(f"--{option}: it is of --after; give both, or leave it out")

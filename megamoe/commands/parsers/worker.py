@@ -10,4 +10,5 @@ def add(commands: Any, command: Any) -> None:
     c = command(
         commands, "worker", "write the worker as one file that needs torch only", "worker.run"
     )
+    c.set_defaults(endings={"out": ".py"})
     c.add_argument("--out", metavar="FILE.py", default="megamoe_worker.py")
