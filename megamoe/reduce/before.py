@@ -95,9 +95,9 @@ class Search:
 
     def _nothing(self, is_among: bool) -> str:
         """That no earlier case was found, and what to do."""
-        after = quantity(len(self._earlier_ids), "case")
+        before = quantity(len(self._earlier_ids), "earlier case")
         tries = quantity(self.tries, "process", "processes")
-        text = f"{self.case.id} passes alone, and after {after}, in {tries}"
+        text = f"{self.case.id} passes alone, and was not red in {tries} with {before}"
         if self._is_late():
             return (
                 f"{text}; the time is over and not all was tried: `--seconds "
@@ -111,7 +111,7 @@ class Search:
         if not first:
             return None
         self.log(f"trying it after {quantity(len(first), 'case')} of --first")
-        return self._after_each(list(first))
+        return self._after_group(list(first))
 
     def _after_any(
         self, cases: Sequence[Case], among: Sequence[Case], identity: Identity
@@ -121,20 +121,20 @@ class Search:
                 if why := lacking(one, identity):
                     raise ReduceError(f"--among: {one.id} cannot run, for {why}; leave it out")
             self.log(f"trying it after {quantity(len(among), 'case')} of --among")
-            return self._after_all(list(among)) or self._after_each(list(among))
+            return self._after_group(list(among))
         seconds = shards.durations(self.root)
         others = eligible(self.case, cases, identity, seconds)
         self.log("trying it after itself")
         result = self._after_all([self.case])
         near = nearest(self.case, others, seconds)
         if result is None and near:
-            self.log(f"trying it after each of {quantity(len(near), 'case')} before it in a run")
-            result = self._after_each(near)
+            self.log(f"trying it after {quantity(len(near), 'case')} before it in a run")
+            result = self._after_group(near[::-1])
         some = [one for one in likely(self.case, others, seconds) if one not in near]
         if result is None and some:
-            self.log(f"trying it after each of {quantity(len(some), 'case')} as large or of its H, "
-                     "I and top-k")  # fmt: skip
-            result = self._after_each(some)
+            self.log(f"trying it after {quantity(len(some), 'case')} as large or of its H, I and "
+                     "top-k")  # fmt: skip
+            result = self._after_group(some[::-1])
         for what, group in groups(self.case, others):
             if result is not None:
                 break
@@ -142,6 +142,12 @@ class Search:
             rest = [one for one in group if one.id not in self._earlier_ids]
             result = self._after_all(group) or self._after_each(rest)
         return result
+
+    def _after_group(self, group: list[Case]) -> After | None:
+        """After all of them, and then after each, the last one first. All come first since the case
+        may be what mends the state: a cache that keeps what the first writer left is right for good
+        once the case has filled it."""
+        return self._after_all(group) or self._after_each(group[::-1])
 
     def _is_late(self) -> bool:
         return time.perf_counter() > self._until
