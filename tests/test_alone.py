@@ -219,7 +219,8 @@ def test_several_that_are_red_only_together_are_said_to_be(
     together = "2 cases together and after none of them alone: forward/t3, forward/t4; it passes"
     assert f"\nforward/t5 is red after {together} alone: " in out
     assert cli.main([*argv, "--seconds", "0.001"]) == 2
-    assert "was not red in 2 processes with 0 earlier cases; the time is over" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "was not red in 2 processes with 0 earlier cases; the time is over" in err
     assert cli.main([*argv, "--among", "t4"]) == 2
     assert "; without --among it is tried after others" in capsys.readouterr().err
     for option in ("--among", "--first"):

@@ -152,6 +152,29 @@ def test_a_pool_of_a_backend_that_is_none_is_one_line(tmp_path):
         Pool(Launch(f"{tmp_path}/kernel.py:Kernel"), 2)
 
 
+def test_a_method_that_cannot_be_called_as_megamoe_calls_it_is_one_line(tmp_path):
+    """A helper named ``run`` is the commonest: megamoe takes it for the interface of a kernel."""
+    method = "    def {}: pass\n"
+    own = method.format("forward(self, problem, extra=None)") + method.format("prepare(self, *all)")
+    (tmp_path / "kernel.py").write_text(
+        f"class Kernel:\n    name, accumulator = 'k', 'fp32'\n{own}"
+        f"class Runs(Kernel):\n{method.format('run(self, p)')}"
+        f"class Fused(Kernel):\n{method.format('run(self, *all, activation_clamp, **more)')}"
+    )
+    says = (
+        "backend {}:Runs: Runs.run takes (p), and megamoe calls it as run(y, weights, buffer, "
+        "num_tokens, *, activation_clamp, fast_math): too many positional arguments; give it these "
+        "arguments, or another name if it is a method of your own"
+    )
+    spec = f"{tmp_path}/kernel.py"
+    with pytest.raises(WorkerError) as caught, Worker(Launch(f"{spec}:Runs")) as worker:
+        _ = worker.identity
+    assert str(caught.value) == says.format(spec)
+    for name in ("Kernel", "Fused"):
+        with Worker(Launch(f"{spec}:{name}")) as worker:
+            assert worker.identity.name == "k"
+
+
 LAST_WORDS = """
 import atexit
 from pathlib import Path

@@ -69,11 +69,12 @@ def _automatic(device: torch.device) -> str:
 def check_backend(
     backend: Any, spec: str = "given object", callables: tuple[str, ...] = CALLABLES
 ) -> Any:
-    """``backend`` itself if it has a name, a known accumulator class and one of ``callables``."""
+    """``backend`` itself if it has a name, a known accumulator class and one of ``callables``, and
+    each takes the arguments that it is called with."""
     identity = serve.identity(backend)
     methods = [name for name in callables if name in identity["callables"]]
     name, accumulator, kind = (identity[n] for n in ("name", "accumulator", "type"))
-    wrong = complaint(name, accumulator, methods, kind, callables)
+    wrong = complaint(name, accumulator, methods, kind, callables) or serve.misfit(backend)
     if wrong:
         raise BackendError(f"backend {spec}: {wrong}")
     return backend

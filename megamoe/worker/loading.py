@@ -15,8 +15,21 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 AUTO = "auto"  # of contracts: the backend's own
-CALLABLES = ("forward", "prepare", "eplb_map", "transform_weights", "forward_group", "run")
-"""The methods that a backend may have."""
+CALLS = {
+    "forward": "problem",
+    "prepare": (
+        "hidden_states, topk_weights, topk_ids, x_fp8, x_sf, topk_idx_out, topk_weights_out"
+    ),
+    "eplb_map": (
+        "topk_ids, expert_load_view, logical_to_physical_map, logical_replica_count, record_enabled"
+    ),
+    "transform_weights": "w13, w13_scale, w2, w2_scale",
+    "forward_group": "problem, group",
+    "run": "y, weights, buffer, num_tokens, *, activation_clamp, fast_math",
+}
+"""To each method that a backend may have, the arguments of every call of it: by place, and after
+the star by name."""
+CALLABLES = tuple(CALLS)
 
 
 class BackendError(ValueError):
@@ -55,6 +68,28 @@ def load(spec: str, device: str, modules: Mapping[str, str], contract: str = AUT
             raise BackendError(f"{Path(name).name} has no {attribute!r}{hint}")
         raise BackendError(about.needs(attribute, required, isinstance(target, type)) + hint)
     return create(target, torch.device(device), contract)
+
+
+def misfit(backend: Any) -> str:
+    """Why a method of ``backend`` cannot be called as megamoe calls it; empty if each can."""
+    for name, arguments in CALLS.items():
+        method = getattr(backend, name, None)
+        if not callable(method):
+            continue
+        try:
+            signature = inspect.signature(method)
+        except (TypeError, ValueError):  # some built-in callables tell nothing
+            continue
+        places, _, names = arguments.partition(", *, ")
+        try:
+            signature.bind(*places.split(", "), **dict.fromkeys(names.split(", ") if names else ()))
+        except TypeError as error:
+            return (
+                f"{type(backend).__name__}.{name} takes {signature}, and megamoe calls it as "
+                f"{name}({arguments}): {error}; give it these arguments, or another name if it is "
+                "a method of your own"
+            )
+    return ""
 
 
 def _offer() -> Any:

@@ -53,7 +53,7 @@ if not TYPE_CHECKING:
     loading = _beside("loading")
 AUTO, CALLABLES = loading.AUTO, loading.CALLABLES
 BackendError = loading.BackendError
-load, create = loading.load, loading.create
+load, create, misfit = loading.load, loading.create, loading.misfit
 
 
 def identity(backend: Any) -> dict[str, Any]:
@@ -237,6 +237,7 @@ def serve() -> None:
         ready = {**identity(service.backend), "fingerprint": fingerprint(service.backend)}
         ready |= about.offer(hello["backend"], modules, hello.get("packages", ()))
         ready |= {"facts": facts(device), "sources": sources.fresh()}
+        ready["misfit"] = misfit(service.backend)
         say({"protocol": PROTOCOL, "ready": ready, "state": state.now()})
     except BaseException as error:
         say({"protocol": PROTOCOL, "error": one_line(error, place=True)})

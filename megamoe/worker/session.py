@@ -193,7 +193,7 @@ def identity_of(
     """
     callables = [name for name in ready["callables"] if name in METHODS]
     wrong = complaint(ready["name"], ready["accumulator"], callables, ready["type"])
-    if wrong:
+    if wrong := wrong or ready.get("misfit", ""):
         raise WorkerError(wrong)
     choice = request if isinstance(request, Choice) else choose(ready, request)
     contracts = ready.get("contracts")
