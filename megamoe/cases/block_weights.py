@@ -6,7 +6,7 @@ import numpy as np
 
 from megamoe.cases.counter import below, key, random_bytes
 from megamoe.cases.streams import BLOCK_W2, BLOCK_W2_SF, BLOCK_W13, BLOCK_W13_SF, Recipe, options
-from megamoe.spec.formats import BLOCK, F32, U8, e4m3_cast
+from megamoe.spec.formats import BLOCK, F32, GROUP, U8, e4m3_cast
 
 TABLES = ("bell", "coarse", "every", "one", "probe", "probe-second", "zero")
 
@@ -20,7 +20,8 @@ def block_weights(
     with either sign, whose sums a truncating unit holds), ``every`` (each code but NaN), ``probe``
     (one code other than zero in each run of 64), ``probe-second`` (in every second run alone),
     ``one`` (1 everywhere) or ``zero``. ``quiet`` n divides the ``coarse`` codes in the second half
-    of each 128 rows of w13 by 2 to the power of n, at most 8. ``w13_scale`` and ``w2_scale`` are
+    of each 128 rows of w13 by 2 to the power of n, at most 8. ``unread`` n puts zeros in the first n
+    of each 32 channels of w13, so that what lies there decides a scale and no sum. ``w13_scale`` and ``w2_scale`` are
     ``[log2 of the lowest, number of octaves]``; a scale has a random fraction of 24 bits, or none
     with ``powers``. ``same`` gives every expert those of expert 0.
     """
@@ -28,12 +29,14 @@ def block_weights(
         raise ValueError(f"fp8-block weights have no recipe {kind!r}; leave kind out")
     o = options(
         recipe, "fp8-block weights", w13="bell", w2="bell", w13_scale=(-13, 2), w2_scale=(-12, 2),
-        powers=False, same=False, quiet=0,
+        powers=False, same=False, quiet=0, unread=0,
     )  # fmt: skip
     owner = 0 if o["same"] else expert
     w13, w2, powers = (2 * intermediate, hidden), (hidden, intermediate), o["powers"]
+    w13_codes = _codes(key(seed, BLOCK_W13, owner), *w13, o["w13"], o["quiet"])
+    w13_codes.reshape(2 * intermediate, -1, GROUP)[:, :, : o["unread"]] = 0
     return (
-        _codes(key(seed, BLOCK_W13, owner), *w13, o["w13"], o["quiet"]),
+        w13_codes,
         _scales(key(seed, BLOCK_W13_SF, owner), *w13, o["w13_scale"], powers),
         _codes(key(seed, BLOCK_W2, owner), *w2, o["w2"]),
         _scales(key(seed, BLOCK_W2_SF, owner), *w2, o["w2_scale"], powers),

@@ -213,12 +213,14 @@ def nvfp4_weights(
     ``w13`` and ``w2`` name an entry of :data:`LUTS`. ``w13_scale`` and ``w2_scale`` are ``[lowest
     E4M3 byte, number of bytes]``. ``factors`` are the two ``scale_2`` of expert 0; another expert
     has them times 24-bit fractions in [1/2, 1). ``same`` gives every expert those of expert 0.
+    ``unread`` n, an even number, puts zeros in the first n channels of w13, so that what lies there
+    decides a scale and no sum.
     """
     if (kind := recipe.get("kind", "table")) != "table":
         raise ValueError(f"nvfp4 weights have no recipe {kind!r}; leave kind out")
     o = options(
         recipe, "nvfp4 weights", w13="bell", w2="bell", w13_scale=(0x48, 32), w2_scale=(0x48, 32),
-        factors=(2.0**-8, 2.0**-9), same=False,
+        factors=(2.0**-8, 2.0**-9), same=False, unread=0,
     )  # fmt: skip
     for low, count in (o["w13_scale"], o["w2_scale"]):
         if not 0 <= low < low + count <= 0x7F:
@@ -226,8 +228,10 @@ def nvfp4_weights(
     owner = 0 if o["same"] else expert
     fraction = below(key(seed, NVFP4_FACTOR, owner), 2, 1 << 23) + (1 << 23)
     factor = np.ldexp(fraction.astype(np.float32), -24) if owner else np.ones(2, np.float32)
+    w13 = _nibbles(key(seed, W13, owner), 2 * intermediate, hidden, o["w13"])
+    w13[:, : o["unread"] // 2] = 0
     return (
-        _nibbles(key(seed, W13, owner), 2 * intermediate, hidden, o["w13"]),
+        w13,
         _scales(
             key(seed, NVFP4_W13_SF, owner), 2 * intermediate, hidden // NVFP4_GROUP, o["w13_scale"]
         ),

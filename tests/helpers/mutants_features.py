@@ -159,6 +159,8 @@ NVFP4 = [
     _one("nvfp4-factors-kept-by-their-shape", "eager_nvfp4", "factor_13, factor_2 =", "factor_13, factor_2 = globals().setdefault('KEPT', {}).setdefault(problem.w13_weight.shape, problem.expert_factors.values())\n    _ =", "property/nvfp4-other-weights-broken", _NEW),
     _one("nvfp4-factors-swapped", "eager_nvfp4", "factor_13, factor_2 =", "factor_2, factor_13 =", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
     _one("nvfp4-token-scale-of-token-0", "eager_nvfp4", _SCALED, _SCALED.replace("x_scale[token]", "x_scale[0]"), "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
+    *(_one(f"nvfp4-token-scale-times-{of}", "eager_nvfp4", _TOKEN, _TOKEN + f" * {of}", "forward/nvfp4-token-scale-an-octave-off", _NEW) for of in (2, 4)),
+    *(_one(f"nvfp4-token-floor-{floor}", "eager_nvfp4", _TOKEN, _TOKEN.replace("1e-12", floor), "forward/nvfp4-token-floor-an-octave-off", _NEW) for floor in ("2e-12", "5e-13")),
     _one("nvfp4-layer-scale-lost", "eager_nvfp4", _DOWN, _DOWN.replace(" * layer_scale", ""), "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
     _one("nvfp4-sum-rounded-to-bf16-before-its-factor", "eager_nvfp4", _SCALED, "gate_up = gate_up.to(torch.bfloat16).float() * (x_scale[token] * factor_13[expert])", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
     _one("nvfp4-row-rounded-to-bf16-before-its-factor", "eager_nvfp4", _DOWN, "slots[token, slot] = (down.to(torch.bfloat16).float() * (factor_2[expert] * layer_scale)).to(torch.bfloat16)", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
