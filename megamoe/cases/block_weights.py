@@ -20,10 +20,10 @@ def block_weights(
     with either sign, whose sums a truncating unit holds), ``every`` (each code but NaN), ``probe``
     (one code other than zero in each run of 64), ``probe-second`` (in every second run alone),
     ``one`` (1 everywhere) or ``zero``. ``quiet`` n divides the ``coarse`` codes in the second half
-    of each 128 rows of w13 by 2 to the power of n, at most 8. ``unread`` n puts zeros in the first n
-    of each 32 channels of w13, so that what lies there decides a scale and no sum. ``w13_scale`` and ``w2_scale`` are
-    ``[log2 of the lowest, number of octaves]``; a scale has a random fraction of 24 bits, or none
-    with ``powers``. ``same`` gives every expert those of expert 0.
+    of each 128 rows of w13 by 2 to the power of n, at most 8. ``unread`` n puts zeros in the first
+    n of each 32 channels of w13, so that what lies there decides a scale and no sum. ``w13_scale``
+    and ``w2_scale`` are ``[log2 of the lowest, number of octaves]``; a scale has a random fraction
+    of 24 bits, or none with ``powers``. ``same`` gives every expert those of expert 0.
     """
     if (kind := recipe.get("kind", "table")) != "table":
         raise ValueError(f"fp8-block weights have no recipe {kind!r}; leave kind out")
