@@ -434,9 +434,15 @@ def deletes_a_variable(right, *arguments):
     return right(*arguments)
 
 
+LATE: list[bool] = []
+
+
 @act(**state, reason="another variable MEGAMOE_GOLDEN", case="property/repeat")
 def adds_a_variable_late(right, problem):
-    os.environ["MEGAMOE_GOLDEN"] = "/nowhere"
+    """In a later call than the first of its process, whose variables are its set-up."""
+    if LATE:
+        os.environ["MEGAMOE_GOLDEN"] = "/nowhere"
+    LATE.append(True)
     return right(problem)
 
 
