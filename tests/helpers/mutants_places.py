@@ -65,7 +65,7 @@ _FEW = "forward/capacity-{}-not-a-multiple-of-384".format
 SIZES = [
     _when("wrong-at-top-3", "problem.top_k == 3", "forward/combine-reversed-cancelling-pair"),
     *(_when(f"wrong-at-top-{k}", f"problem.top_k == {k}", f"forward/combine-of-{k}-slots-in-another-order") for k in (5, 7, 9, 10, 11, 13, 15, 16)),
-    *(_when(f"wrong-where-an-expert-has-{n}-rows", f"{n} in problem.topk_ids[problem.topk_ids >= 0].bincount().tolist()", f"forward/expert-block-edge-t{n}") for n in (1, 15, 16, 17, 127, 128, 129)),
+    *(_when(f"wrong-where-an-expert-has-{n}-rows", f"{n} in problem.topk_ids[problem.topk_ids >= 0].bincount().tolist()", f"forward/expert-block-edge-t{n}") for n in (1, 15, 16, 17, 127, 128, 129, 255, 256, 257, 511, 512, 513)),
     _when("wrong-at-a-capacity-below-384", "problem.max_num_tokens < 384", _FEW(100)),
     _when("wrong-at-a-capacity-of-an-odd-number", "problem.max_num_tokens % 2", _FEW(385)),
     _when("wrong-at-a-capacity-of-128", "problem.max_num_tokens == 128", _FEW(128)),
@@ -80,6 +80,7 @@ INDEX = [
     _one("row-15-of-an-expert-reads-row-14", "eager", _X, "x[token[[*range(15), 14, *range(16, len(token))]] if len(token) > 15 else token],", "forward/one-corrupt-row-of-a-tile-t24"),
     _one("row-16-of-an-expert-reads-row-0", "eager", _X, "x[token[[*range(16), 0, *range(17, len(token))]] if len(token) > 16 else token],", "forward/expert-block-edge-t17"),
     _one("row-127-of-an-expert-lost", "eager", _SLOT, _SLOT + "\n            slots[token[127:128], slot[127:128]] = 0", "forward/expert-block-edge-t128"),
+    _one("slots-of-weight-0-left-out", "eager", _WEIGHT, "keep = problem.topk_weights[token, slot] != 0\n            token, slot, gate_up = token[keep], slot[keep], gate_up[keep]\n            " + _WEIGHT, "forward/zero-routing-weight-hides-nan"),
     _one("row-128-of-an-expert-lost", "eager", _SLOT, _SLOT + "\n            slots[token[128:129], slot[128:129]] = 0", "forward/expert-block-edge-t129"),
     _one("scales-of-the-row-before-from-row-64-on", "eager", _SF, "sf_bytes[torch.cat([token[:64], token[63:-1]]) if len(token) > 64 else token],", "forward/expert-block-edge-t95"),
     _one("token-index-of-7-bits", "eager", _X, "x[token & 127],", "forward/expert-block-edge-t129"),
