@@ -176,6 +176,12 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
             "ab this this --left-backend eager --right-backend k.py:K`",
         ),
         (["check", "--backend", "eager", "--device", "cpu", "--device", "cuda"], "stands twice, "),
+        (
+            ["check", "--kind", "forward", "--kind", "ep"],
+            "with forward and with ep; for several kinds: --case 'forward/*,ep/*' --tier quick",
+        ),
+        (["check", "--kind", "forward,ep"], "for several: --case 'forward/*,ep/*' --tier quick"),
+        (["check", "--kind", "forward,epp"], "'forward,epp' is not known"),
         (["check", "--backend", "eager", "-n", "0"], "'0' is not a number from 1 on"),
         (["check", "--backend", "eager", "--timeout", "-1"], "'-1' is not a number of seconds"),
         (["check", "--backend", "eager", "--timeout", "nan"], "'nan' is not a number of seconds"),

@@ -31,14 +31,22 @@ class _Once(argparse._StoreAction):
         assert isinstance(parser, Parser)
         first = parser.options.setdefault(self.dest, values)
         if option_string and first != values:
-            two = self.dest == "backend" and isinstance(first, str)
-            advice = f"; to compare two backends: {_sides_of(first, values)}" if two else ""
+            advice = ""
+            if self.dest == "backend" and isinstance(first, str):
+                advice = f"; to compare two backends: {_sides_of(first, values)}"
+            elif self.dest == "kind":
+                advice = f"; for several kinds: {_kinds((first, values))}"
             parser.error(f"{option_string} stands twice, with {first} and with {values}{advice}")
         super().__call__(parser, namespace, values, option_string)
 
 
 def _sides_of(left: str, right: str) -> str:
     return f"`megamoe ab this this --left-backend {left} --right-backend {right}`"
+
+
+def _kinds(names: Sequence[str]) -> str:
+    """What chooses the cases of several kinds; ``--case`` alone would take all tiers."""
+    return f"--case '{','.join(f'{name}/*' for name in names)}' --tier quick"
 
 
 class Parser(argparse.ArgumentParser):
@@ -125,6 +133,10 @@ class Parser(argparse.ArgumentParser):
                 text = f"unknown verb {value!r}{near or f'; known: {names}'}"
                 raise UsageError(follow(text, f"see `{self.prog} --help`")) from None
             names = ", ".join(map(str, action.choices or ()))
+            several = str(value).split(",")
+            if action.dest == "kind" and {*several} <= {*(action.choices or ())}:
+                error.message = f"it takes one kind; for several: {_kinds(several)}"
+                raise
             error.message = follow(f"{value!r} is not known{near}", f"known: {names}")
             raise
 
