@@ -1,5 +1,6 @@
 """Fixtures that several files of tests share, and the order of files in processes of xdist."""
 
+import os
 from typing import Final
 
 import pytest
@@ -26,6 +27,13 @@ def warm(template):
     """Workers are forks of the template. Not for tests of how a process starts or ends."""
     with warmed(template):
         yield template
+
+
+def pytest_configure():
+    """Under pytest-xdist a process inherits COLUMNS=80 from one that has loaded readline, and then
+    a table is cut as no user's is."""
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -226,6 +226,8 @@ def test_the_verb_prints_a_table_for_each_machine_without_a_gpu(capsys):
 @pytest.mark.parametrize(
     "option", [["--json", "x"], ["--plot", "x"], ["--from", "x"], ["--dry-run"]]
 )
-def test_options_of_a_timing_are_refused_with_it(option, capsys):
+def test_options_of_a_timing_are_refused_with_it(option, capsys, tmp_path, monkeypatch):
+    (tmp_path / "x").write_text("a file of a timing")
+    monkeypatch.chdir(tmp_path)
     assert main(["bench", "--scale", *option]) == 2
     assert f"nothing for {option[0]} to do" in capsys.readouterr().err
