@@ -74,6 +74,7 @@ ACTIVATIONS = {
     "silu*(u*w)": lambda g, u, d, w: (g / d) * (u * w),
     "one rounding": lambda g, u, d, w: (g / d).astype(np.float64) * u * w,
     "exp2": lambda g, u, d, w: g / exp2_of_a_rounded_product(g) * u * w,
+    "g*(1/d)": lambda g, u, d, w: (g * (f(1) / d)) * u * w,
     "exp2 and 1/d": lambda g, u, d, w: g * (f(1) / exp2_of_a_rounded_product(g)) * u * w,
     "tanh": by_tanh,
     "tanh.approx": lambda g, u, d, w: by_tanh(g, u, d, w, 2.0**-11),
@@ -113,6 +114,7 @@ FAULTS = {
 SEES = {
     "product-order": ["(g*u)*sigmoid", "(g*u)/d", "silu*(u*w)", "one rounding"],
     "precise-silu-by-exp2": ["exp2", "exp2 and 1/d"],
+    "precise-silu-by-a-reciprocal": ["g*(1/d)"],
     "silu-by-tanh": ["tanh", "tanh.approx"],
     "silu-by-tanh-precise": ["tanh", "tanh.approx"],
     "subnormal-up": ["flushed up"],

@@ -198,7 +198,7 @@ UNSEEN = {
     "features": "it decides which cases a contract knows",
     "weights": "it decides which cases a contract knows",
     "cast_saturates": "the largest value of a group becomes 448, and no infinity reaches a cast",
-    "precise_silu": "the forms differ by less than the error that either may have",
+    "precise_silu": "the bound of silu is one relative error, which holds both forms",
 }
 
 

@@ -90,6 +90,16 @@ def test_the_reference_is_within_the_bounds(fast_math):
     assert ((low <= table) & (table <= high))[FINITE].all()
 
 
+def test_fifty_gates_tell_the_two_precise_forms_apart():
+    """Each form has one value there, whatever a correct exponential does."""
+    (low, high), (other, other_high) = map(gates.silu_bounds, ("g/d", "g*(1/d)"))
+    apart = FINITE & ((high < other) | (other_high < low))
+    assert apart.sum() == 50 and GATES[apart].min() == 1.59375 and GATES[apart].max() == 9.625
+    assert (low == high)[apart].all() and (other == other_high)[apart].all()
+    ulps = (other.view(np.int32) - low.view(np.int32))[apart]
+    assert set(ulps.tolist()) == {-1, 1}
+
+
 @pytest.mark.parametrize("fast_math", [True, False])
 def test_range_over_gates_encloses_every_gate_between(fast_math):
     """Also across the minimum near -1.278, where silu turns."""

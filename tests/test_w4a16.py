@@ -261,7 +261,7 @@ OTHER = {
 UNSEEN = {
     "features": "it decides which cases a contract knows",
     "weights": "it decides which cases a contract knows",
-    "precise_silu": "the forms differ by less than the error that either may have",
+    "precise_silu": "the bound of silu is one relative error, which holds both forms",
 }
 
 

@@ -210,6 +210,18 @@ NARROW = [
     Mutant("sum-kept-in-bf16-after-128", "forward/bell-h768-i128-drifts", [("eager", _BLOCK, _of_128("float()")), ("eager", _ADDITION, "            acc = (acc + term).bfloat16().float()")]),
 ]  # fmt: skip
 
+_RECIPROCAL = "gated = gate * (1.0 / denominator)"
+_QUOTIENT = "gated = gate / denominator"
+_FORMS = "forward/directed-precise-silu-by-a-reciprocal"
+
+SILUS = [
+    _one("fast-silu-always", "eager_activation", "if act.fast_math:\n        gated", "if True:\n        gated", _FORMS),
+    _one("precise-silu-by-a-reciprocal", "eager_activation", _QUOTIENT, _RECIPROCAL, _FORMS, "2026-11"),
+    _one("precise-silu-by-a-quotient-in-sgl", "eager_activation", _RECIPROCAL, _QUOTIENT, _FORMS, "sgl"),
+    _one("precise-silu-two-ulps-high", "eager_activation", _QUOTIENT, f"{_QUOTIENT} * (1 + 2.0**-22)", _FORMS),
+    _one("precise-silu-two-ulps-low", "eager_activation", _QUOTIENT, f"{_QUOTIENT} * (1 - 2.0**-22)", _FORMS),
+]  # fmt: skip
+
 _CLAMP_OF_PRODUCT = "_of_product(\n        {}, act{})"
 _OWN = "\n\ndef _of_product(v, act, low=-1):\n    b = torch.tensor(act.clamp).bfloat16().item() if act.clamp is not None else torch.inf\n    return v.clamp(b * low, b)\n\n\ndef _clamped("
 
@@ -239,4 +251,4 @@ place of staging's division, a floor of staging anywhere between 448 * 2**-23 an
 subnormal hidden states, which staging's floor makes zeros.
 """
 
-NUMBERS = [*TIES, *TWICE, *TRUNCATED, *FLUSHED, *SPECIALS, *EXPONENTS, *NARROW, *CLAMPS]
+NUMBERS = [*TIES, *TWICE, *TRUNCATED, *FLUSHED, *SPECIALS, *EXPONENTS, *NARROW, *SILUS, *CLAMPS]

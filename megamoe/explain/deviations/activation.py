@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -162,6 +162,9 @@ def _gelu_tanh(gate: F32) -> F32:
     return torch.nn.functional.gelu(wide, approximate="tanh").numpy().astype(np.float32)
 
 
+_OTHER_DIVISION: Final = {"g/d": "g*(1/d)", "g*(1/d)": "g/d"}
+
+
 def _silus(life: Life) -> dict[str, Callable[[F32], F32]]:
     form = form_of(life.token.act, life.contract)
     silus: dict[str, Callable[[F32], F32]] = {
@@ -180,6 +183,10 @@ def _silus(life: Life) -> dict[str, Callable[[F32], F32]]:
     }
     if life.token.act != Activation("swiglu", life.token.act.clamp, 1.0, 0.0, True):
         silus["plain silu stands for the activation"] = lambda g: silu(g)
+    if form.division in _OTHER_DIVISION:
+        other = replace(form, division=_OTHER_DIVISION[form.division])
+        name = f"the precise silu is {other.division}, not {form.division}"
+        silus[name] = lambda g: silu(g, other)
     return silus
 
 
