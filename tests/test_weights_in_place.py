@@ -16,6 +16,7 @@ from megamoe.backends.eager import EagerBackend
 from megamoe.cases import Case, load_cases, recipes
 from megamoe.cases.laws import ALL_WEIGHTS, after_write
 from megamoe.kinds.property import launch_findings
+from megamoe.layer import launch_laws
 from megamoe.spec.contract import CONTRACTS
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import WEIGHTS
@@ -106,3 +107,17 @@ def test_a_key_that_counts_writes_is_green_and_so_is_a_kernel_that_keeps_nothing
     names = names_of(recipes.forward_problem(case))
     assert reds(Keeps(dict.fromkeys(names, version), case), case) == []
     assert reds(eager(case), case) == []
+
+
+def test_no_call_has_the_memory_of_another_variants_weights() -> None:
+    """There, an address would say nothing of what was kept by it."""
+    addresses = list[list[int]]()
+
+    class Looks(EagerBackend):
+        def forward(self, problem: Problem) -> Any:
+            addresses.append([getattr(problem, name).data_ptr() for name in WEIGHTS])
+            return super().forward(problem)
+
+    list(launch_laws.variants(Looks(), recipes.forward_problem(PLAIN), LAW))
+    assert addresses[::2] == addresses[1::2], "two calls with the same tensors"
+    assert len({one for call in addresses for one in call}) == len(WEIGHTS) * (len(WEIGHTS) + 1)
