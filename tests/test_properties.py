@@ -28,6 +28,7 @@ from megamoe.report import failures
 from megamoe.spec.contract import BASE
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import NVFP4_FACTORS
 from megamoe.worker.exchange import BackendFailure, Caller
 from megamoe.worker.session import APART, Identity
 from tests.helpers.local import Local
@@ -397,7 +398,9 @@ def labels_of(law: str) -> list[str]:
     if LAUNCH_LAWS[law][1]:
         return labels_in(launch_laws.LAWS[law])
     backend = Launched() if LAUNCH_LAWS[law][0] else InModes()
-    return [label for label, _, _ in launch_laws.variants(backend, problem(), law)]
+    factors = dict.fromkeys(NVFP4_FACTORS, torch.ones(4)) if law == "weights-in-place" else {}
+    every = replace(problem(), **factors)
+    return [label for label, _, _ in launch_laws.variants(backend, every, law)]
 
 
 @pytest.mark.parametrize("law", LAWS)

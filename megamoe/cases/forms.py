@@ -187,7 +187,7 @@ FORWARD: Final = Form(
 LAUNCH_LAWS: Final = {
     "stale-bytes": (True, False), "graph-replay": (True, True), "busy-stream": (False, True),
     "autocast": (False, False), "grad-mode": (False, False), "torch-defaults": (False, False),
-    "engine-tensors": (False, False),
+    "engine-tensors": (False, False), "weights-in-place": (False, False),
 }  # fmt: skip
 """Laws of :mod:`megamoe.layer.launch_laws`: whether one needs ``run``, and whether CUDA."""
 LAWS: Final = (

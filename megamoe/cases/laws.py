@@ -27,6 +27,14 @@ def after(modes: tuple[str, ...]) -> str:
     return f"no mode after {modes[0]}"
 
 
+ALL_WEIGHTS: Final = "every weight tensor"
+
+
+def after_write(weights: str) -> str:
+    """The label of a call after ``weights``, the name of a tensor, got other contents in place."""
+    return f"a call after {weights} was written in place"
+
+
 CALLS: Final[Mapping[str, tuple[str, ...]]] = {
     "repeat": ("a second run", "a third run"),
     "many-calls": ("call N of 155",),
@@ -65,6 +73,12 @@ CALLS: Final[Mapping[str, tuple[str, ...]]] = {
         "rows of padded tensors", "transposed tensors", "odd strides of axes of one",
         "ids of int32", "weights of bfloat16", "weights of float16", "weights of float64",
         "weights and ids in one tensor",
+    ),
+    "weights-in-place": tuple(
+        after_write(weights) for weights in (
+            "w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale",
+            "w13_weight_scale_2", "w2_weight_scale_2", ALL_WEIGHTS,
+        )
     ),
 }  # fmt: skip
 """A law's calls, each compared with an ordinary call of the problem, bit for bit."""

@@ -3,19 +3,21 @@
 Part of :mod:`megamoe.layer.launch_laws`, which has the laws of memory, graphs and streams. The
 modes are torch's: they are set around the backend's ``forward``, and ``docs/contract.md`` says what
 each means. The tensors go through the module, with the backend plugged in, since the contract
-promises dense ones to a backend and all others to the module.
+promises dense ones to a backend and all others to the module. An engine also writes weights in
+place between calls: only what they hold at a call decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 import torch
 
-from megamoe.cases.laws import MODES, after
+from megamoe.cases.laws import ALL_WEIGHTS, MODES, after, after_write
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.layer.routed import RoutedExperts
 from megamoe.spec.problem import Problem
@@ -66,8 +68,7 @@ def _under(law: str) -> Callable[..., Variants]:
     ) -> Variants:
         def call(mode: AbstractContextManager[Any]) -> torch.Tensor:
             with mode:
-                y = backend.forward(problem)
-            return y if isinstance(y, torch.Tensor) else y["y"]
+                return _forward(backend, problem)
 
         modes = _modes(problem.topk_ids.device)[law]
         calls = dict[str, Callable[[], torch.Tensor]]()
@@ -90,6 +91,11 @@ def _outputs(problem: Problem, calls: Mapping[str, Callable[[], torch.Tensor]]) 
             raise
         except Exception as error:
             yield label, error, rows
+
+
+def _forward(backend: Any, problem: Problem) -> torch.Tensor:
+    y = backend.forward(problem)
+    return y if isinstance(y, torch.Tensor) else y["y"]
 
 
 def _plain(y: torch.Tensor) -> torch.Tensor:
@@ -173,11 +179,41 @@ def _layer(backend: Any, problem: Problem) -> RoutedExperts:
     return layer
 
 
+# --- weights ------------------------------------------------------------------------------------
+
+
+def _weights_in_place(backend: Any, problem: Problem) -> Variants:
+    """A call with other weights in the memory of one tensor, or of all; then the right ones are
+    written there, and the call is repeated.
+
+    The other weights are those of the experts with tokens, in another order: each is one that the
+    format allows. As in the module, each call has a problem of its own around the same tensors.
+    """
+    right = {name: getattr(problem, name) for name in WEIGHTS} | problem.expert_factors
+    experts = problem.topk_ids[problem.topk_ids >= 0].unique()
+    memory: list[Any] = []  # what is kept by an address must not meet another tensor there
+
+    def call(names: Sequence[str]) -> torch.Tensor:
+        weights = {name: tensor.clone() for name, tensor in right.items()}
+        memory.append(weights)
+        for name in names:
+            weights[name][experts] = right[name][experts.roll(1)]
+        _forward(backend, replace(problem, **weights))
+        for name in names:
+            weights[name].copy_(right[name])
+        return _forward(backend, replace(problem, **weights))
+
+    calls = {after_write(name): partial(call, [name]) for name in right}
+    calls[after_write(ALL_WEIGHTS)] = partial(call, [*right])
+    return _outputs(problem, calls)
+
+
 LAWS: Final[Mapping[str, Callable[[Any, Problem], Variants]]] = {
     "autocast": _under("autocast"),
     "grad-mode": _under("grad-mode"),
     "torch-defaults": _under("torch-defaults"),
     "engine-tensors": _engine_tensors,
+    "weights-in-place": _weights_in_place,
 }
 
 __all__ = ["LAWS"]

@@ -1,6 +1,7 @@
 """Laws of a launch: old bytes in the buffer, a CUDA graph, a busy second stream.
 
-:mod:`megamoe.layer.engine_laws` has those of torch's modes and of an engine's tensors.
+:mod:`megamoe.layer.engine_laws` has those of torch's modes, and of the tensors and
+weights of an engine.
 
 :mod:`megamoe.kinds.laws` changes the problem; here the problem stays and what surrounds the
 call changes. So these run in the worker, which hands back ``y`` of every variant, and the judge
