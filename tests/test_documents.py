@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megamoe import schema
@@ -134,6 +134,7 @@ def test_whatever_stands_in_recorded_bits(root, tmp_path):
             )  # fmt: skip
 
     @many
+    @example({**RECORD, "contract": "\ud800"})
     @given(mutated(RECORD))
     def holds(document):
         path.write_text(json.dumps(document))

@@ -299,7 +299,7 @@ def test_bless_refuses_what_is_partial_or_of_something_else(
         ({"cases": some}, "lacks forward/t3; record it again"),
         ({"cases": foreign}, "holds a case that the manifest does not: forward/gone"),
         ({"cases": other}, "forward/t3 was given other inputs than its golden"),
-        ({"contract": "1999-01"}, "is of contract 1999-01, known are 2026-06"),
+        ({"contract": "1999-01"}, "is of contract '1999-01', known are 2026-06"),
         ({"schema": 7}, "has schema 7, this megamoe reads 1"),
     ):
         candidate(root, tmp_path, **changes)

@@ -64,7 +64,7 @@ def read_answers(path: Path) -> dict[str, Any]:
     if fault := schema.fault(data, _FILE):
         raise ConfirmError(f"{path}: {fault}; {again}")
     if data["schema"] != SCHEMA:
-        raise ConfirmError(f"{path} has schema {data['schema']}, this megamoe reads {SCHEMA}")
+        raise ConfirmError(f"{path} has schema {data['schema']!a}, this megamoe reads {SCHEMA}")
     for name, packed in data["silu"].items():
         if name not in TABLES:
             raise ConfirmError(f"{path}: unknown silu table {name!a}; known: {', '.join(TABLES)}")

@@ -233,7 +233,7 @@ def _check(path: Path, data: Mapping[str, Any], inputs: Mapping[str, str]) -> No
     again = "record it again with `megamoe golden record-bits`"
     if data["contract"] not in CONTRACTS:
         raise GoldenError(
-            f"{name} is of contract {data['contract']}, known are {', '.join(CONTRACTS)}; {again}"
+            f"{name} is of contract {data['contract']!a}, known are {', '.join(CONTRACTS)}; {again}"
         )
     case_ids = set(data["cases"]) | set(data.get("declined", {}))
     for what, ids in (

@@ -91,7 +91,7 @@ def read(content: str, where: str) -> dict[str, Any]:
     if fault := schema.fault(data, _RECORDING):
         raise TableError(f"{where}: {fault}; restore it, or record it again")
     if data["schema"] != SCHEMA:
-        raise TableError(f"{where} has schema {data['schema']}, this megamoe reads {SCHEMA}")
+        raise TableError(f"{where} has schema {data['schema']!a}, this megamoe reads {SCHEMA}")
     for name, packed in data["tables"].items():
         unpack(name, packed)
     return dict(data)
