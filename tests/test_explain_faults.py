@@ -26,7 +26,7 @@ _ZERO_SLOT = "a slot is left out: codes and scale bytes are zero"
 _TO_EXPERT_0 = "slots without an expert go to expert 0"
 
 CAUSES = {
-    "slots-of-weight-0-left-out": "a slot is left out: codes and scale bytes are zero",
+    "slots-of-weight-0-left-out": _ZERO_SLOT,
     "staged-tie-away-from-zero": _TIES + "away from zero",
     "staged-tie-toward-zero": _TIES + "toward zero",
     "staged-tie-up": _TIES + "up",
