@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from megamoe.backends.eager import EagerBackend
 from megamoe.backends.simulate import problem
 from megamoe.explain import FromProblem, departure, explain
+from megamoe.explain.deviations import shown
 from megamoe.explain.deviations.by_expert import sorted_weights
 from megamoe.explain.deviations.shown import OTHER_SLOTS, zeros
 from megamoe.spec.contract import BASE
@@ -150,3 +152,15 @@ def test_a_code_in_place_of_zero_activations_is_named(right):
     rows = {k: v[1].copy() for k, v in run(p, Local(EagerBackend(BASE))).items()}
     rows["l2_acts"][_zero(rows["l2_acts"])] = _CODE
     assert "zeros become 0x28 (0.25)" in names(p, rows)
+
+
+@pytest.mark.filterwarnings("error")
+def test_codes_of_either_sign_suggest_no_weight():
+    """Half of them have the sign of their value: the median of the ratios is zero."""
+    slot = SimpleNamespace(value=np.ones(32, np.float32), weight=np.float32(0.5))
+    codes = np.array([0x38, 0xB8] * 16, np.uint8)  # 1 and -1
+    scale, weights = np.array([127], np.uint8), np.array([0.25, 1.0], np.float32)
+    assert shown._near(slot, codes, scale, weights).size == 0
+    assert shown._near(slot, codes & 0x7F, scale, np.array([0.25, 0.501], np.float32)).tolist() == [
+        np.float32(0.501)
+    ]

@@ -208,6 +208,8 @@ def _near(slot: Slot, codes: U8, sf: U8, weights: F32) -> F32:
     middle = np.median(ratio)
     close = ratio[np.abs(ratio - middle) <= abs(middle) / 8]
     guess = (close.mean() if len(close) else middle) * slot.weight
+    if not guess:  # as many codes with the sign of their value as with the other: no weight
+        return np.empty(0, np.float32)
     every = np.unique(weights[(weights != 0) & (weights != slot.weight) & np.isfinite(weights)])
     distance = np.abs(every / guess - 1)
     order = np.argsort(distance, kind="stable")[:_NEAREST]
