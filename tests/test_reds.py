@@ -63,6 +63,15 @@ def view(cases: list[dict[str, Any]], pictures: int = 20) -> str:
         ("error", "case eplb/a: the backend raised RuntimeError: under no grad: ValueError: x; "
          "under grad mode: another output (k.py, line 7, in f); in law grad-mode",
          "RuntimeError in f: under no grad: ValueError: x; under grad mode: another output"),
+        ("error", "case eplb/a: the backend raised RuntimeError: in a call after a was written in "
+         "place, in a call after b was written in place: ValueError: no kernel for 33 tokens "
+         "(k.py, line 7, in f); in law weights-in-place",
+         "ValueError in f: no kernel for N tokens"),
+        ("error", "case eplb/a: the backend raised RuntimeError: in a call after a was written in "
+         "place: ValueError: x; in a call after b was written in place: another output "
+         "(k.py, line 7, in f); in law weights-in-place",
+         "RuntimeError in f: in a call after a was written in place: ValueError: x; in a call "
+         "after b was written in place: another output"),
         ("error", "case eplb/a: no result within 120 s; last seen in k.py, line 3",
          "no result within N s; last seen in k.py, line N"),
         ("error", "case eplb/a: y has shape (4, 512), expected (3, 512); reshape it",

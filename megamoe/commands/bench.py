@@ -34,9 +34,6 @@ def run(a: argparse.Namespace) -> int:
             for tokens in a.tokens:
                 print(f"{SHARES[share].name} T={tokens}: {', '.join([a.backend, *a.peers])}")
         return 0
-    for path in (a.json, a.plot):
-        if path and Path(path).is_dir():
-            raise UsageError(f"{path} is a directory; name a file")
     if a.source and a.json:
         raise UsageError("--from times nothing, so there is no --json to write")
     if a.plot:

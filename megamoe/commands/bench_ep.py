@@ -63,8 +63,6 @@ def _check(a: argparse.Namespace) -> None:
     for name, option in NOT_HERE.items():
         if getattr(a, name):
             raise UsageError(f"{option} does not go with --ep, whose rows are of another kind")
-    if a.json and Path(a.json).is_dir():
-        raise UsageError(f"{a.json} is a directory; name a file")
     if a.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu")
     if sorted(a.peers) not in ([], sorted(PEERS)):

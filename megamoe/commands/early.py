@@ -8,7 +8,6 @@ options that do not go together.
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from megamoe.cases import load_entries, shards
 from megamoe.cases.pattern import PROBLEM_SUFFIX as PROBLEM
 from megamoe.cases.pattern import matching, one_of
 from megamoe.commands import UsageError, early_backend, early_places
+from megamoe.commands.parser import KERNEL
 from megamoe.commands.parsers.names import DIMENSIONS
 from megamoe.spec.contract import contract
 from megamoe.suggest import hint
@@ -27,8 +27,6 @@ from megamoe.worker.choice import AUTO
 PROBLEM_WRITERS: Final = (
     "`megamoe reduce`, `megamoe fuzz` and `megamoe capture` write stored problems"
 )
-_KERNEL: Final = re.compile(r"\.py(:\w*)?$")
-"""How the file of a backend ends, with its class or without."""
 READ: Final = ("file", "result", "reports", "failed", "actual")
 """Arguments that name a file to read. A verb's default ``reads`` names further ones of its own."""
 _REPORT_WRITER: Final = "`megamoe check --json FILE` writes one"
@@ -51,7 +49,7 @@ def check(a: argparse.Namespace) -> None:
         options["combination"](a)
     for name in options.get("stored", ()):
         _no_problem(a, str(options[name]))
-    if _KERNEL.search(str(options.get("actual", ""))):
+    if KERNEL.search(str(options.get("actual", ""))):
         raise UsageError(
             f"--actual takes a file with an output; a kernel stands after --backend: "
             f"`megamoe explain {a.subject} --backend {options['actual']}`"

@@ -15,10 +15,11 @@ _OPTION: Final = re.compile(r"--?[A-Za-z]")
 """How an option begins; a negative number does not."""
 _REQUIRED: Final = "the following arguments are required: "
 """How argparse begins to say what lacks. A parser's default ``example`` is what to type instead."""
-_BACKEND: Final = re.compile(r"\.py(:\w*)?$|^[^:*?[]+:[A-Za-z_]\w*$")
-"""A backend's file, with its class or without, or the class of a package."""
-_FILE: Final = re.compile(r"\.py(:\w*)?$")
-"""The same where a word with a colon may be another thing: a side of a comparison."""
+KERNEL: Final = re.compile(r"\.py(:\w*)?$")
+"""How the file of a backend ends, with its class or without."""
+_BACKEND: Final = re.compile(rf"{KERNEL.pattern}|^[^:*?[]+:[A-Za-z_]\w*$")
+"""The same, or the class of a package. Where a side of a comparison may stand, a word with a colon
+can be another thing, so :data:`KERNEL` alone decides."""
 
 
 class _Once(argparse._StoreAction):
@@ -98,7 +99,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"name a verb: {', '.join(verbs)}")
         sides = self.get_default("sides")
         option = self._option_string_actions.get("--backend")
-        backends = list(filter((_FILE if sides else _BACKEND).search, plain))
+        backends = list(filter((KERNEL if sides else _BACKEND).search, plain))
         if option and option.required and not any(w.startswith("--backend") for w in args):
             backends += filter(_is_name_of_backend, plain)
         if backends and option:

@@ -33,15 +33,16 @@ def of_codes(
     ``(S, I/32 + I)``: scale bytes, then codes, that deviation and contract do not give.
     ``is_other``: the deviations were chosen on another token."""
     slots = [slot.slot for slot in run.routed()]
+    by_group = _by_group(contract)
+    every = _of_all(fits, by_group, GROUP)
     if any(one.is_exact for one in fits) and not is_other:
-        return _of_all(fits, _by_group(contract), GROUP)
-    every = _of_all(fits, _by_group(contract), GROUP)
+        return every
     out = [
-        _better(one, _fit(one, _by_group(contract), _by_group(masks[one.stage, one.name]), slots,
-                          GROUP), is_other)
+        _better(one, _fit(one, by_group, _by_group(masks[one.stage, one.name]), slots, GROUP),
+                is_other)
         for one in every
     ]  # fmt: skip
-    at = _part_of_groups(contract)
+    at = _part_of_groups(by_group)
     if at is None or any(one.is_exact for one in out if not is_other):
         return out
     return [
@@ -105,10 +106,9 @@ def _by_group(values: Bools) -> Bools:
     return np.concatenate([sf, codes], axis=2)
 
 
-def _part_of_groups(contract: Bools) -> Bools | None:
+def _part_of_groups(by_group: Bools) -> Bools | None:
     """``(I,)``: the channels of the same part of each group, where only these are wrong beside
-    right scale bytes; None where the groups show no such part."""
-    by_group = _by_group(contract)
+    right scale bytes; None where the groups show no such part. ``by_group``: of the contract."""
     codes = by_group[..., 1:][~by_group[..., 0]]
     if codes.sum() < MARGIN:
         return None

@@ -15,7 +15,12 @@ _EXCEPTION: Final = re.compile(
     RAISED + r" (?P<type>[\w.]+)(?:: (?P<text>.*))? "
     r"\((?P<place>[^()]*, line \d+, in (?P<function>[^()\s]+))\)(?P<rest>.*)", re.S,
 )  # fmt: skip
-_OF_MODES: Final = re.compile(r"under [^:]+: (?P<type>\w+):(?: (?P<text>(?!.*; under ).*))?", re.S)
+_IN_CALL: Final = "in a call "
+_WITHIN: Final = f"(?:under |{_IN_CALL})"
+"""How :func:`in_variant` begins."""
+_OF_CALLS: Final = re.compile(
+    rf"{_WITHIN}[^:]+: (?P<type>\w+):(?: (?P<text>(?!.*; {_WITHIN}).*))?", re.S
+)
 """What a law of an engine's surroundings says of one exception that some of its calls raised. Of
 several, or of one and other outputs, it says more than an ordinary call can."""
 _ID: Final = re.compile(r"\b(?=[a-f]*\d)[0-9a-f]{8,}\b")
@@ -55,6 +60,13 @@ class Origin(NamedTuple):
     """What the reason says after it."""
 
 
+def in_variant(label: str) -> str:
+    """A variant of a law, in the reason of an error: ``under`` a mode of torch, or ``in a call``
+    that its label describes."""
+    inside = f"in {label}"
+    return inside if inside.startswith(_IN_CALL) else f"under {label}"
+
+
 def origin_of(reason: str) -> Origin | None:
     """The exception of which the reason of an error tells; None where it tells of none. If all
     calls of a law that raised have the same exception, it is that one: their list goes."""
@@ -62,8 +74,8 @@ def origin_of(reason: str) -> Origin | None:
     match = _EXCEPTION.search(text)
     if match is None:
         return None
-    of_modes = _OF_MODES.fullmatch(match["text"] or "") if in_law else None
-    kind, words = (of_modes or match).group("type", "text")
+    of_calls = _OF_CALLS.fullmatch(match["text"] or "") if in_law else None
+    kind, words = (of_calls or match).group("type", "text")
     return Origin(kind, words or "", match["place"], match["function"], match["rest"])
 
 

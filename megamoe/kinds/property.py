@@ -19,6 +19,7 @@ from megamoe.judge import (
     Verdict,
     bitwise,
     forward_bits,
+    in_variant,
     place_of,
     tensor_bits,
 )
@@ -122,15 +123,10 @@ def _exception_of(errors: Sequence[tuple[str, str, str]], others: Sequence[str])
     another output."""
     labels: dict[str, list[str]] = {}
     for label, text, _ in errors:
-        labels.setdefault(text, []).append(_within(label))
+        labels.setdefault(text, []).append(in_variant(label))
     lines = [f"{', '.join(under)}: {text}" for text, under in labels.items()]
-    lines += [f"{', '.join(map(_within, others))}: another output"] if others else []
+    lines += [f"{', '.join(map(in_variant, others))}: another output"] if others else []
     return f"{RAISED} RuntimeError: {'; '.join(lines)} ({errors[0][2]})"
-
-
-def _within(label: str) -> str:
-    """``under`` a mode of torch, ``in`` a call."""
-    return f"{'in' if label.startswith('a call ') else 'under'} {label}"
 
 
 KIND: Final = replace(forward.KIND, **vars(PROPERTY), judge=judge)

@@ -8,10 +8,7 @@ import torch
 from torch import nn
 
 from megamoe.backends import CALLABLES, check_backend, load_backend
-from megamoe.layer.checks import (
-    check_eplb,
-    check_module,
-)
+from megamoe.layer.checks import check_eplb, check_module
 from megamoe.layer.eplb import EplbLayerState
 from megamoe.layer.loading import Inventory
 from megamoe.layer.own_ranks import spanning
