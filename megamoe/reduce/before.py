@@ -144,9 +144,9 @@ class Search:
         return result
 
     def _after_group(self, group: list[Case]) -> After | None:
-        """After all of them, and then after each, the last one first. All come first since the case
-        may be what mends the state: a cache that keeps what the first writer left is right for good
-        once the case has filled it."""
+        """After all of them once, and then after each, the last one first. All of them come first
+        because the case itself may repair the state: a cache that keeps its first entry is right
+        for good once the case has filled it."""
         return self._after_all(group) or self._after_each(group[::-1])
 
     def _is_late(self) -> bool:
